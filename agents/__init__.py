@@ -1,0 +1,1 @@
+"""Run small models: personas, tools and graphs on one loaded base."""

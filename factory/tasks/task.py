@@ -1,0 +1,159 @@
+"""The task protocol: what distilling, evaluating and running need to know about one narrow job.
+
+Does: define Example, Verdict, Score and the Task protocol; no torch, no model calls.
+Does not: read files or hold prompts; each task lives in its own module and is listed in `factory.tasks.TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from agents.chat import Message
+from agents.constrain import Constraint
+
+Dialect = Literal["plain", "compact"]
+"""How prompt and answer are written. "plain": ordinary text for pretrained models and teachers. "compact": short
+position tokens, lower case, for students trained from scratch. `Task.encode`/`decode` translate; the canonical
+answer (for sql: SQL text) is what is stored, verified, scored and shown."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with what is needed to answer it.
+
+    `context` is the task's own object (sql: a `Database`), shared between examples, named by `context_id`;
+    `reference` is the canonical correct answer or None; `extra` carries reader-specific data (WikiSQL: the logical form).
+    """
+
+    id: str
+    question: str
+    context: Any
+    context_id: str
+    reference: str | None = None
+    split: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Verdict(BaseModel):
+    """Whether an answer may be learned from; `reason` is one of a small set of kebab-case words, `detail` a sentence."""
+
+    model_config = ConfigDict(frozen=True)
+    ok: bool
+    reason: str = "ok"
+    detail: str = ""
+
+
+class Score(BaseModel):
+    """One scored answer. `correct` is the headline metric; `metrics` hold every metric that applies (True/False);
+    `error` is the error kind of a wrong answer, None when correct."""
+
+    model_config = ConfigDict(frozen=True)
+    correct: bool
+    metrics: dict[str, bool]
+    error: str | None = None
+
+
+class DataSource(BaseModel):
+    """Where examples come from: a named dataset's directory and split, or a database file with optional questions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    dataset: str | None = None
+    data_dir: Path | None = None
+    """None means the copy bundled with the package."""
+    split: str = "train"
+    db: Path | None = None
+    questions: Path | None = None
+    limit: int | None = None
+    """Keep the first N after a seeded shuffle; None keeps all, in file order."""
+    seed: int = 0
+
+
+class DatasetCard(BaseModel):
+    """What is known of the data that was read, for the report and the card."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    split: str
+    license: str
+    source: str
+    sha256: str
+    """Over the bytes of the files read."""
+    n: int
+    skipped: dict[str, int]
+    """Rows that could not be used, counted by reason."""
+
+
+class TaskError(Exception):
+    """Bad input to a task (file, line, value): one sentence with the value, the choices and the next step."""
+
+
+class AnswerError(Exception):
+    """A completion that is not an answer; `reason` is the kebab-case error kind."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+
+class Task(Protocol):
+    """One narrow job. Everything here is cheap and needs no torch."""
+
+    name: str
+    version: int
+    metric: str
+    """Name of the headline metric that `Score.correct` means (it may depend on the data: sql uses execution when rows exist)."""
+    datasets: Mapping[str, str]
+    """Dataset name -> one line: what, size, licence, where from."""
+
+    def load(self, source: DataSource) -> tuple[list[Example], DatasetCard]:
+        """Read examples; raises TaskError naming file and line."""
+        ...
+
+    def messages(self, example: Example, dialect: Dialect) -> tuple[Message, ...]:
+        """The prompt for one example."""
+        ...
+
+    def encode(self, example: Example, answer: str, dialect: Dialect) -> str:
+        """Canonical answer -> completion text to train on; raises AnswerError when the dialect cannot say it."""
+        ...
+
+    def decode(self, example: Example, completion: str, dialect: Dialect) -> str:
+        """Completion text -> canonical answer; raises AnswerError."""
+        ...
+
+    def constraint(self, example: Example, dialect: Dialect) -> Constraint | None:
+        """Grammar of every acceptable completion of this example in this dialect."""
+        ...
+
+    def special_tokens(self, dialect: Dialect) -> tuple[str, ...]:
+        """Tokens a from-scratch tokenizer for this dialect must hold whole."""
+        ...
+
+    def corpus(self, examples: Sequence[Example], dialect: Dialect) -> Sequence[str]:
+        """Texts to train a from-scratch tokenizer on."""
+        ...
+
+    def verify(self, example: Example, answer: str) -> Verdict:
+        """Proves an answer against the reference (when there is one), else only that it is usable (sql: runs)."""
+        ...
+
+    def vote_key(self, example: Example, answer: str) -> str | None:
+        """Two answers agree when their keys are equal (sql: hash of the result multiset); None: cannot vote."""
+        ...
+
+    def score(self, example: Example, answer: str) -> Score:
+        """Scores a canonical answer against the reference; an answer that did not decode is scored by the caller as wrong."""
+        ...
+
+    def overlap_keys(self, example: Example) -> Mapping[str, str]:
+        """Kind -> key; a training example sharing a key with a held-out one overlaps (kinds: "exact", "answer")."""
+        ...
+
+    def show(self, example: Example, answer: str) -> Mapping[str, Any]:
+        """What a person wants to see: {"question", "answer", "columns", "rows"} or {"question", "answer", "error"}."""
+        ...
