@@ -1,0 +1,209 @@
+"""The card that travels with every artifact: what it was made for, from what, how it is run and how good it is.
+
+Does: hold the card's fields, read and write `card.json`, hash weights, refuse a newer card or other weights.
+Does not: open a model, score one, or know a task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+FORMAT_VERSION = 1
+FILE_NAME = "card.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class CardError(Exception):
+    """A card that cannot be used: one sentence with the file, what is wrong and the next step."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class BaseEntry(_Part):
+    """The model training began from."""
+
+    id: str
+    """hub name, directory name, or scratch:tiny and the like"""
+    revision: str | None = None
+    """hub commit; None for a local or from-scratch base"""
+    sha256: str | None = None
+    """`sha256_of_weights` of the base; None for random weights"""
+
+
+class DataEntry(_Part):
+    """One set of rows the model saw or was scored on."""
+
+    name: str
+    split: str
+    license: str
+    source: str = ""
+    sha256: str
+    n: int = Field(ge=0)
+
+
+class ScoreEntry(_Part):
+    """One measured score, 0-1, with its 95 % Wilson interval."""
+
+    split: str
+    n: int = Field(ge=0)
+    score: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    metric: str
+    decoding: str
+    """how it was decoded, in words: "greedy, constrained" """
+
+
+class CalibrationEntry(_Part):
+    """Answers with confidence >= `threshold` are the share `kept` of all, and `accuracy` of them are right."""
+
+    threshold: float
+    kept: float = Field(ge=0, le=1)
+    accuracy: float = Field(ge=0, le=1)
+
+
+class Card(_Part):
+    """Everything a persona needs to run an artifact as it was trained."""
+
+    format_version: int = FORMAT_VERSION
+    name: str = ""
+    """what to call the artifact"""
+    task: str
+    task_version: int
+    dialect: Literal["plain", "compact"]
+    """how prompt and answer are written; see factory.tasks.task"""
+    prompt_template: str
+    """name or text of the prompt template the task fills"""
+    constraint: str | None
+    """kind of constraint decoding runs under; None is free text"""
+    parser: str
+    """name of the parser that turns a completion into an answer"""
+    stop: tuple[str, ...] = ()
+    """texts that end an answer"""
+    max_tokens: int = Field(default=192, ge=1)
+    """longest completion it was scored with"""
+    base: BaseEntry
+    weights_sha256: str | None = None
+    """`sha256_of_weights` of the whole (merged) model this card lies beside"""
+    adapter_sha256: str | None = None
+    """`sha256_of_weights` of the adapter directory, when one was trained"""
+    teacher: str | None = None
+    license: str | None = None
+    """SPDX name of the artifact's own licence"""
+    data: tuple[DataEntry, ...] = ()
+    scores: dict[str, ScoreEntry] = Field(default_factory=dict)
+    """who was scored ("teacher", "untrained", "student", an exported file's name) -> score"""
+    calibration: tuple[CalibrationEntry, ...] = ()
+    calibration_error: float | None = None
+    """expected calibration error of the student's confidence, 0-1"""
+    created_by: str
+    """program and version, "penknife 0.1.0" """
+
+    @classmethod
+    def load(cls, path: Path | str, check_weights: bool = True) -> Self:
+        """The card of a model directory, of a weights file (the card beside it), or a card file itself.
+
+        Raises CardError when it is absent, damaged, newer than this program, or does not belong to the weights beside it
+        (`check_weights`; reads all their bytes). A directory without weights, like a run's, has nothing to check.
+        """
+        path = Path(path)
+        file = path if path.suffix == ".json" else (path / FILE_NAME if path.is_dir() else path.parent / FILE_NAME)
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CardError(f"{file}: there is no card; give a directory that factory.distill or an export wrote") from None
+        except OSError as error:
+            raise CardError(f"{file}: cannot be read ({error.strerror})") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CardError(f"{file}: not valid JSON ({error}); write the model again") from None
+        card = cls.from_json(raw, str(file))
+        if check_weights:
+            card.check(file.parent)
+        return card
+
+    @classmethod
+    def from_json(cls, raw: Any, where: str) -> Self:
+        """A card from parsed JSON; `where` names it in the CardError of a newer or damaged one."""
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if not isinstance(version, int):
+            raise CardError(f"{where}: not a card (format_version is {version!r}); write the model again")
+        if version > FORMAT_VERSION:
+            raise CardError(
+                f"{where}: card format {version} is newer than the {FORMAT_VERSION} this program reads; update penknife"
+            )
+        try:
+            return cls.model_validate_json(json.dumps(raw))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise CardError(f"{where}: {field or 'the card'}: {first['msg'].lower()}; write the model again") from None
+
+    def check(self, model_dir: Path) -> None:
+        """Raises CardError when weights in `model_dir` are not those this card was written for."""
+        expected = self.adapter_sha256 if (model_dir / ADAPTER_FILE).is_file() else self.weights_sha256
+        if expected is None or not weight_files(model_dir):
+            return
+        found = sha256_of_weights(model_dir)
+        if found != expected:
+            raise CardError(
+                f"{model_dir}: the weights (sha256 {found[:12]}…) are not those of its card ({expected[:12]}…); "
+                "copy the whole directory again, or write it anew"
+            )
+
+    def save(self, directory: Path | str) -> Path:
+        """Write `card.json` into `directory` whole or not at all; returns its path. Raises OSError."""
+        target = Path(directory) / FILE_NAME
+        handle, name = tempfile.mkstemp(prefix=".card-", suffix=".tmp", dir=target.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.model_dump_json(indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return target
+
+
+def weight_files(path: Path | str) -> list[Path]:
+    """The files that hold weights, by name: a file is itself; a directory's safetensors, else its ONNX, else its GGUF files.
+
+    Only the first kind present counts, so exports written into a model directory later do not change what it is.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    for patterns in (("*.safetensors",), ("*.onnx", "*.onnx.data", "*.onnx_data"), ("*.gguf",)):
+        found = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+        if found:
+            return found
+    return []
+
+
+def sha256_of_weights(path: Path | str) -> str:
+    """Hex SHA-256 of a weights file, or of a directory's weights: of one file its own hash, of several the hash of the
+    lines `sha256sum` prints for them. Raises CardError when there are none."""
+    files = weight_files(path)
+    if not files:
+        raise CardError(f"{path}: no weights there (*.safetensors, *.onnx or *.gguf); give a model directory or file")
+    sums = [(_sha256(file), file.name) for file in files]
+    if len(sums) == 1:
+        return sums[0][0]
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for digest, name in sums).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
