@@ -8,20 +8,15 @@ Run: python -m factory.evaluate MODEL --task sql [--dataset … --data-dir … -
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from agents.chat import ChatModel, ModelError, Reply, Request, Sampling
-from factory.confidence import Calibration, calibrate, wilson
 from factory.events import EventLog
+from factory.predictions import Evaluation, Prediction, summarize
 from factory.tasks.task import AnswerError, Dialect, Example, Score, Task, TaskError
 
 MAX_TOKENS = 192
@@ -29,71 +24,6 @@ MAX_TOKENS = 192
 
 MODEL_ERROR = "model-error"
 CUT_OFF = "cut-off"
-
-
-class Prediction(BaseModel):
-    """What became of one question. `answer` is canonical, None when the completion did not decode."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    id: str
-    question: str
-    context_id: str
-    reference: str | None
-    completion: str
-    answer: str | None
-    correct: bool
-    metrics: dict[str, bool]
-    error: str | None = None
-    """kind of error; None when correct"""
-    detail: str = ""
-    """a sentence about an answer that did not decode or a model that failed"""
-    confidence: float | None = None
-    """exp of the mean log-probability of the completion's tokens, 0-1; None when the model gives none"""
-    truncated: int = 0
-    """prompt tokens cut away"""
-    cut: bool = False
-    """whether the completion hit the token limit"""
-    candidate: int = 0
-    """which candidate was chosen; 0 is the greedy one"""
-    tokens: int = 0
-    """completion tokens of the chosen candidate"""
-    seconds: float = 0.0
-    """time since the prediction before it finished: these add up to the time of the whole evaluation"""
-
-
-class Evaluation(BaseModel):
-    """A score with everything needed to read it; predictions in the order of the examples."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    model: str
-    metric: str
-    decoding: str
-    dialect: Dialect
-    n: int
-    score: float
-    """share of correct answers, 0-1"""
-    low: float
-    high: float
-    metrics: dict[str, float]
-    """name -> share; answers that did not decode count as wrong in each"""
-    seconds_per_example: float
-    errors_by_kind: dict[str, int]
-    truncated: int
-    """questions whose prompt was cut"""
-    cut: int
-    """completions that hit the token limit"""
-    predictions: tuple[Prediction, ...] = ()
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the score."""
-        return self.low, self.high
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but the predictions, ready for JSON."""
-        return self.model_dump(mode="json", exclude={"predictions"})
 
 
 def evaluate(
@@ -157,55 +87,6 @@ def decoding_name(constrained: bool, execution_guided: int) -> str:
     """The decoding setting in words, as reports and cards show it."""
     how = "greedy" if execution_guided == 1 else f"execution-guided, {execution_guided} candidates"
     return f"{how}, {'constrained' if constrained else 'unconstrained'}"
-
-
-def summarize(predictions: Sequence[Prediction], model: str, metric: str, dialect: Dialect, decoding: str) -> Evaluation:
-    """The evaluation that these predictions (at least one) amount to."""
-    n = len(predictions)
-    correct = sum(p.correct for p in predictions)
-    low, high = wilson(correct, n)
-    metrics: dict[str, float] = {}
-    for name in sorted({name for p in predictions for name in p.metrics}):
-        values = [p.metrics.get(name, False) for p in predictions if name in p.metrics or p.answer is None]
-        metrics[name] = sum(values) / len(values)
-    return Evaluation(
-        model=model,
-        metric=metric,
-        decoding=decoding,
-        dialect=dialect,
-        n=n,
-        score=correct / n,
-        low=low,
-        high=high,
-        metrics=metrics,
-        seconds_per_example=sum(p.seconds for p in predictions) / n,
-        errors_by_kind=dict(Counter(p.error for p in predictions if p.error is not None).most_common()),
-        truncated=sum(p.truncated > 0 for p in predictions),
-        cut=sum(p.cut for p in predictions),
-        predictions=tuple(predictions),
-    )
-
-
-def calibration(predictions: Iterable[Prediction]) -> Calibration | None:
-    """Whether confidence means what it says, over the predictions that have one; None when none has."""
-    sure = [(p.confidence, p.correct) for p in predictions if p.confidence is not None]
-    return calibrate([confidence for confidence, _ in sure], [right for _, right in sure])
-
-
-def read_predictions(path: Path) -> list[Prediction]:
-    """Predictions of a JSONL file; [] when absent. A last line torn by a kill is left out; other bad lines raise ValueError."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [Prediction.model_validate_json(line) for line in lines[:-1] if line]
-
-
-def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write predictions as JSONL, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(p.model_dump_json() + "\n" for p in predictions)
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -329,8 +210,3 @@ def _batches(task: Task, examples: Sequence[Example], dialect: Dialect, size: in
         window = sorted(examples[start : start + 16 * size], key=length)
         for first in range(0, len(window), size):
             yield window[first : first + size]
-
-
-def to_json(evaluation: Evaluation, **more: Any) -> str:
-    """The evaluation without predictions, and what the caller adds, as one JSON document."""
-    return json.dumps({**evaluation.summary(), **more}, indent=1, ensure_ascii=False) + "\n"
