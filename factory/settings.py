@@ -7,11 +7,13 @@ Does not: look at files, hardware or models; `distill` checks those before anyth
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, Union, get_args, get_origin
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,7 +29,7 @@ class SettingsError(Exception):
 class DataSettings(BaseModel):
     """Which data: shared by every command."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: str = "sql"
     """task to learn; `python -m factory.tasks` lists them"""
@@ -152,7 +154,85 @@ class EvaluateSettings(DataSettings):
     json_file: Path | None = Field(None, alias="json")
     """write the scores here, and predictions to a JSONL beside it"""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
 
 
-def parse[S: BaseModel](cls: type[S], argv: Sequence[str], prog: str) -> S: ...
+S = TypeVar("S", bound=BaseModel)
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a Literal annotation (optional or not); empty for other types."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(value for part in get_args(annotation) for value in choices(part))
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def build(cls: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Settings from plain values; raises SettingsError with one line that shows value, choices and next step."""
+    names = {field.alias or name: name for name, field in cls.model_fields.items()}
+    unknown = [key for key in values if key not in names and key not in names.values()]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingsError(f"{where}: unknown setting {unknown[0]!r}{hint} known ones: {', '.join(sorted(names))}")
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
+        name = str(first["loc"][0])
+        field = cls.model_fields.get(names.get(name, name))
+        allowed = choices(field.annotation) if field is not None else ()
+        hint = f"choose from {', '.join(map(str, allowed))}" if allowed else first["msg"].lower()
+        raise SettingsError(f"{where}: {name.replace('_', '-')} cannot be {first['input']!r}: {hint}") from None
+
+
+def parser(cls: type[BaseModel], prog: str, about: str) -> argparse.ArgumentParser:
+    """The command line of a settings class: one option per field, its docstring as help; `model` is positional."""
+    out = argparse.ArgumentParser(prog=prog, description=about, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    out.add_argument("--config", type=Path, metavar="FILE.toml", help="settings as TOML; options given beside it win")
+    for name, field in cls.model_fields.items():
+        flag = "--" + (field.alias or name).replace("_", "-")
+        shown = "" if field.is_required() or field.default is None else f" (default: {field.default})"
+        text = ((field.description or "") + shown).replace("%", "%%")
+        if field.is_required():
+            out.add_argument(name, help=text, nargs="?")
+        elif field.annotation is bool:
+            out.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            allowed = choices(field.annotation)
+            metavar = "|".join(map(str, allowed)) if allowed else name.upper()
+            out.add_argument(flag, dest=name, metavar=metavar, help=text)
+    return out
+
+
+def parse(cls: type[S], argv: Sequence[str] | None, prog: str, about: str = "") -> S:
+    """Command line (and `--config`) -> settings. Raises SettingsError; `--help` and unknown options exit as argparse does."""
+    given = vars(parser(cls, prog, about).parse_args(argv))
+    config = given.pop("config", None)
+    given = {name: value for name, value in given.items() if value is not None}
+    from_file: dict[str, Any] = {}
+    if config is not None:
+        try:
+            from_file = tomllib.loads(config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"--config {config}: cannot be read ({error.strerror}); give a TOML file") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f'--config {config}: not valid TOML ({error}); expected lines like: teacher = "mixtral"'
+            ) from None
+        build(cls, {**from_file, **{n: "-" for n, f in cls.model_fields.items() if f.is_required()}}, str(config))
+    for name, field in cls.model_fields.items():
+        if field.is_required() and name not in given and name not in from_file:
+            raise SettingsError(f"{prog}: {name.upper()} is missing; see --help")
+    return build(cls, {**from_file, **given}, prog)
+
+
+def to_toml(settings: BaseModel) -> str:
+    """Settings as TOML that `--config` reads back; fields that are None are left out (None is every such default)."""
+    lines = []
+    for name, value in settings.model_dump(mode="json").items():
+        if value is not None:
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"
