@@ -29,6 +29,7 @@ class _Stage:
     name: str
     total: float | None
     unit: str
+    started: float
     shown_at: float
     bar: TaskID | None = None
     shown_share: float = 0.0
@@ -38,8 +39,8 @@ class _Stage:
 class ProgressView:
     """Listener for `EventLog(listener=view)`; use as a context manager so that the bars end whatever happens.
 
-    On a terminal each stage has a bar with units, time left and its latest numbers. Elsewhere a stage prints its start and
-    end, and a line every ten seconds in which it moved by a tenth or at least moved.
+    On a terminal each stage has a bar with units, time left and its latest numbers. Elsewhere a stage prints its start, its
+    end, and between them a line each tenth of the way and each ten seconds, rarer in a stage of hours.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -85,7 +86,8 @@ class ProgressView:
                 self._end(self.stages.pop(name), event)
 
     def _start(self, name: str, event: Event) -> None:
-        stage = _Stage(name, event.get("total"), event.get("unit") or "", time.monotonic())
+        now = time.monotonic()
+        stage = _Stage(name, event.get("total"), event.get("unit") or "", now, now)
         self.stages[name] = stage
         done = event.get("done") or 0
         if self.live:
@@ -106,7 +108,8 @@ class ProgressView:
             return
         now = time.monotonic()
         share = done / stage.total if stage.total else 0.0
-        if now - stage.shown_at < LINE_EVERY_S and share - stage.shown_share < 0.1:
+        pause = max(LINE_EVERY_S, (now - stage.started) / 20)
+        if now - stage.shown_at < pause and share - stage.shown_share < 0.1:
             return
         if now - stage.shown_at < 1.0:
             return

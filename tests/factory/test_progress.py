@@ -1,6 +1,7 @@
 """The progress view on a terminal and off one, and the words for numbers."""
 
 import io
+import itertools
 
 import pytest
 from rich.console import Console
@@ -10,13 +11,13 @@ from factory.events import EventLog
 from factory.progress import ProgressView, duration, percent, scores_table
 
 
-def run(console, monkeypatch, step_s=4.0):
-    clock = iter(range(0, 100000))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock) * step_s)
+def run(console, monkeypatch, step_s=1.0, steps=40):
+    clock = iter(itertools.count())
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock) * step_s))
     with ProgressView(console) as view:
         log = EventLog(listener=view)
-        with log.stage("train", total=40, unit="steps") as stage:
-            for step in range(40):
+        with log.stage("train", total=steps, unit="steps") as stage:
+            for step in range(steps):
                 stage.advance(loss=1 / (step + 1))
             stage.drop("too-long", n=3)
             stage.drop("duplicate", n=12)
@@ -35,6 +36,11 @@ def test_lines_when_piped(monkeypatch):
     assert 8 <= len(moving) <= 20  # of forty events
     assert all("left" in line and "loss 0" in line for line in moving[1:-1])
     assert "\x1b" not in text
+
+
+def test_lines_of_a_long_stage_grow_rarer(monkeypatch):
+    text = run(Console(file=io.StringIO(), force_terminal=False, width=60), monkeypatch, step_s=1.0, steps=4000)
+    assert len([line for line in text.splitlines() if " of 4000 steps" in line]) < 150
 
 
 def test_no_flood_when_events_are_fast(monkeypatch):
