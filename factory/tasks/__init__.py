@@ -1,0 +1,26 @@
+"""The tasks that Penknife can teach, by name.
+
+Does: list them and build one on request. Does not: import a task's modules before it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from factory.tasks.task import Task, TaskError
+
+
+def _sql() -> Task:
+    from factory.tasks.sql.task import SqlTask
+
+    return SqlTask()
+
+
+TASKS: dict[str, Callable[[], Task]] = {"sql": _sql}
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`; raises TaskError with the names there are."""
+    if name not in TASKS:
+        raise TaskError(f"unknown task {name!r}; choose from {', '.join(sorted(TASKS))}")
+    return TASKS[name]()

@@ -1,0 +1,242 @@
+"""Run SQL that a model wrote, against a SQLite connection that cannot be written, and within limits.
+
+Does: guard a connection (authorizer that allows reading only, allow-list of functions, SQLite limits), run one statement
+with a limit on time, rows and bytes, and name what went wrong. Spilled sorts go to SQLite's temporary files, never to the heap.
+Does not: know schemas or tasks; `database.py` opens the connections.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+ErrorKind = Literal["does-not-run", "time-out", "too-many-rows", "not-read-only", "too-large"]
+Cell = str | int | float | bytes | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one statement may cost: seconds of wall-clock time, rows, and bytes of all cells together."""
+
+    seconds: float = 2.0
+    rows: int = 10_000
+    result_bytes: int = 8 << 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """Column names as SQLite gives them, and the rows in the order they came."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+class ExecError(Exception):
+    """A statement that gave no result; `kind` says why in one word, `detail` in SQLite's or our sentence."""
+
+    def __init__(self, kind: ErrorKind, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind: ErrorKind = kind
+        self.detail = detail
+
+
+SQL_LENGTH = 20_000
+"""Longest statement, characters; the longest reference query of Spider has under 700."""
+VALUE_BYTES = 250_000
+"""Longest text or blob that a statement may read or make."""
+RESULT_COLUMNS = 256
+FUNCTION_CALLS = 64
+"""Function calls written in one statement, and of those LIKE and GLOB: SQLite looks at the clock only between loop rounds."""
+PATTERN_CALLS = 16
+CLOCK_STEPS = 100
+"""Virtual-machine steps between two looks at the clock."""
+
+_CAPS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: VALUE_BYTES,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 20,
+    sqlite3.SQLITE_LIMIT_VDBE_OP: 50_000,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 1,
+    sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER: 1,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+
+FUNCTIONS = frozenset(
+    """abs avg ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time current_timestamp date datetime
+    dense_rank exp first_value floor format glob group_concat hex ifnull iif instr json_array_length json_extract json_type
+    json_valid -> ->> julianday lag last_value lead length like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif
+    octet_length percent_rank pi pow power printf quote rank replace round row_number rtrim sign sqrt strftime string_agg substr
+    substring sum time total trim trunc typeof unicode unixepoch upper""".split()
+)
+"""Functions a statement may call. Absent on purpose: load_extension, randomblob, zeroblob, random and whatever is added to a build."""
+
+_FIRST_WORD = re.compile(r"(?>(?>\s|;|--[^\n]*\n|/\*.*?\*/)*)([A-Za-z]*)", re.DOTALL)
+_READING = ("SELECT", "WITH", "VALUES")
+
+
+class Sandbox:
+    """One guarded connection; one statement at a time, callers of other threads wait their turn."""
+
+    def __init__(self, connection: sqlite3.Connection, tables: Iterable[str]) -> None:
+        """`connection` belongs to the sandbox from now on; `tables` are the tables and views that may be read."""
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._tables = frozenset(name.lower() for name in tables)
+        self._deadline = 0.0
+        self._calls = self._patterns = 0
+        self._trip: tuple[ErrorKind, str] | None = None
+        connection.isolation_level = None
+        connection.text_factory = _decode
+        for pragma in ("query_only=ON", "trusted_schema=OFF", "cell_size_check=ON", "temp_store=FILE", "cache_size=-4000", "mmap_size=0"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        for limit, value in _CAPS.items():
+            connection.setlimit(limit, value)
+        for name, arity, function in (
+            ("instr", 2, _instr), ("replace", 3, _replace), ("trim", 2, _strip), ("ltrim", 2, _lstrip), ("rtrim", 2, _rstrip),
+        ):  # fmt: skip
+            connection.create_function(name, arity, self._clocked(function), deterministic=True)
+        connection.set_authorizer(self._authorize)
+        connection.set_progress_handler(self._late, CLOCK_STEPS)
+
+    def run(self, sql: str, limits: Limits) -> Result:
+        """Rows of one SELECT, WITH or VALUES statement; raises ExecError."""
+        if len(sql) > SQL_LENGTH:
+            raise ExecError("too-large", f"the statement has {len(sql):,} characters, at most {SQL_LENGTH:,} are run")
+        _refuse_other_statements(sql)
+        with self._lock:
+            self._deadline = time.monotonic() + limits.seconds
+            self._calls = self._patterns = 0
+            self._trip = None
+            cursor = self._connection.cursor()
+            try:
+                return self._fetch(cursor, sql, limits)
+            except ExecError:
+                raise
+            except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError, RecursionError) as error:
+                raise ExecError(*self._kind(error, limits)) from None
+            finally:
+                cursor.close()
+
+    def _fetch(self, cursor: sqlite3.Cursor, sql: str, limits: Limits) -> Result:
+        cursor.execute(sql)
+        columns = tuple(column[0] for column in cursor.description or ())
+        if len(columns) > RESULT_COLUMNS:
+            raise ExecError("too-large", f"the result has {len(columns)} columns, at most {RESULT_COLUMNS} are read")
+        rows: list[tuple[Cell, ...]] = []
+        size = 0
+        for row in cursor:
+            if len(rows) == limits.rows:
+                raise ExecError("too-many-rows", f"more than {limits.rows:,} rows")
+            size += sum(len(cell) if isinstance(cell, str | bytes) else 8 for cell in row)
+            if size > limits.result_bytes:
+                raise ExecError("too-large", f"the result is larger than {limits.result_bytes:,} bytes")
+            rows.append(row)
+        return Result(columns, tuple(rows))
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def _late(self) -> int:
+        return time.monotonic() > self._deadline
+
+    def _clocked(self, function: Callable[..., Cell]) -> Callable[..., Cell]:
+        """SQLite's own versions of these take time in the product of two lengths, without looking at the clock."""
+
+        def call(*args: Cell) -> Cell:
+            if time.monotonic() > self._deadline:
+                raise TimeoutError
+            return None if None in args else function(*(arg if isinstance(arg, str) else _text(arg) for arg in args))
+
+        return call
+
+    def _authorize(self, action: int, one: str | None, two: str | None, database: str | None, inner: str | None) -> int:
+        if action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_READ:
+            if database in ("main", None) and (one or "").lower() in self._tables:
+                return sqlite3.SQLITE_OK
+            return self._deny("does-not-run", f"no such table to read: {one}")
+        if action == sqlite3.SQLITE_FUNCTION:
+            name = (two or "").lower()
+            self._calls += 1
+            self._patterns += name in ("like", "glob")
+            if name not in FUNCTIONS:
+                return self._deny("does-not-run", f"function not allowed: {two}")
+            if self._calls > FUNCTION_CALLS or self._patterns > PATTERN_CALLS:
+                return self._deny("too-large", f"more than {FUNCTION_CALLS} function calls or {PATTERN_CALLS} LIKE/GLOB written out")
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA and (one or "").lower() == "data_version" and two is None:
+            return sqlite3.SQLITE_OK  # full-text tables ask for it themselves; a statement cannot start with PRAGMA
+        return self._deny("not-read-only", "only reading is allowed")
+
+    def _deny(self, kind: ErrorKind, detail: str) -> int:
+        if self._trip is None:
+            self._trip = (kind, detail)
+        return sqlite3.SQLITE_DENY
+
+    def _kind(self, error: BaseException, limits: Limits) -> tuple[ErrorKind, str]:
+        text = str(error)
+        if self._trip is not None:
+            return self._trip
+        if isinstance(error, sqlite3.Warning) or "one statement at a time" in text:
+            return "not-read-only", "only one statement is run"
+        if "too big" in text or isinstance(error, MemoryError) or "disk is full" in text or "too long" in text or "too complex" in text:
+            return "too-large", text or "out of memory"
+        if time.monotonic() > self._deadline:
+            return "time-out", f"not done after {limits.seconds:g} s"
+        return "does-not-run", text
+
+
+def _refuse_other_statements(sql: str) -> None:
+    word = _FIRST_WORD.match(sql)
+    first = word.group(1).upper() if word else ""
+    if first in _OTHER_STATEMENTS:
+        raise ExecError("not-read-only", f"only SELECT is run, not {first}")
+    if first not in _READING:
+        raise ExecError("does-not-run", "not a SELECT statement")
+
+
+_OTHER_STATEMENTS = frozenset(
+    """ALTER ANALYZE ATTACH BEGIN COMMIT CREATE DELETE DETACH DROP END EXPLAIN INSERT PRAGMA REINDEX RELEASE REPLACE ROLLBACK
+    SAVEPOINT UPDATE VACUUM""".split()
+)
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _text(value: Cell) -> str:
+    return _decode(value) if isinstance(value, bytes) else str(value)
+
+
+def _instr(text: str, part: str) -> Any:
+    return text.find(part) + 1
+
+
+def _replace(text: str, old: str, new: str) -> Any:
+    if not old:
+        return text
+    if len(text) + text.count(old) * (len(new) - len(old)) > VALUE_BYTES:
+        raise ValueError("string or blob too big")
+    return text.replace(old, new)
+
+
+def _strip(text: str, chars: str) -> Any:
+    return text.strip(chars) if chars else text
+
+
+def _lstrip(text: str, chars: str) -> Any:
+    return text.lstrip(chars) if chars else text
+
+
+def _rstrip(text: str, chars: str) -> Any:
+    return text.rstrip(chars) if chars else text
