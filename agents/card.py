@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -133,12 +134,12 @@ class Card(_Part):
     @classmethod
     def from_json(cls, raw: Any, where: str) -> Self:
         """A card from parsed JSON; `where` names it in the CardError of a newer or damaged one."""
-        version = raw.get("format_version") if isinstance(raw, dict) else None
-        if not isinstance(version, int):
-            raise CardError(f"{where}: not a card (format_version is {version!r}); write the model again")
-        if version > FORMAT_VERSION:
+        found = raw.get("format_version") if isinstance(raw, dict) else None
+        if not isinstance(found, int):
+            raise CardError(f"{where}: not a card (format_version is {found!r}); write the model again")
+        if found > FORMAT_VERSION:
             raise CardError(
-                f"{where}: card format {version} is newer than the {FORMAT_VERSION} this program reads; update penknife"
+                f"{where}: card format {found} is newer than the {FORMAT_VERSION} this program reads; update penknife"
             )
         try:
             return cls.model_validate_json(json.dumps(raw))
@@ -175,6 +176,14 @@ class Card(_Part):
             temporary.unlink(missing_ok=True)
             raise
         return target
+
+
+def program() -> str:
+    """Name and version of this program, as cards and results carry it: "penknife 0.1.0"."""
+    try:
+        return f"penknife {version('penknife')}"
+    except PackageNotFoundError:
+        return "penknife (not installed)"
 
 
 def weight_files(path: Path | str) -> list[Path]:

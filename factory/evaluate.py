@@ -8,19 +8,28 @@ Run: python -m factory.evaluate MODEL --task sql [--dataset … --data-dir … -
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from agents.card import ADAPTER_FILE, FILE_NAME, Card, CardError, program, weight_files
 from agents.chat import ChatModel, ModelError, Reply, Request, Sampling
 from factory.events import EventLog
-from factory.predictions import Evaluation, Prediction, summarize
-from factory.tasks.task import AnswerError, Dialect, Example, Score, Task, TaskError
+from factory.predictions import Evaluation, Prediction, read_predictions, summarize, write_predictions
+from factory.settings import EvaluateSettings, SettingsError, parse
+from factory.tasks.task import AnswerError, DataSource, Dialect, Example, Score, Task, TaskError
 
 MAX_TOKENS = 192
 """Longest completion, in tokens, unless the caller says otherwise."""
+
+VALIDATION_SPLIT = "dev"
+"""Split scored when none is given."""
 
 MODEL_ERROR = "model-error"
 CUT_OFF = "cut-off"
@@ -210,3 +219,164 @@ def _batches(task: Task, examples: Sequence[Example], dialect: Dialect, size: in
         window = sorted(examples[start : start + 16 * size], key=length)
         for first in range(0, len(window), size):
             yield window[first : first + size]
+
+
+def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -> tuple[Evaluation, dict[str, Any]]:
+    """Score the model that `settings` name; returns the evaluation and the document that `--json` writes (and writes it).
+
+    The model's card says dialect and longest completion; a model without one is asked in the plain dialect. With `json_file`, an
+    interrupted evaluation goes on where it was. Raises TaskError, CardError, ModelError, SettingsError, OSError.
+    """
+    from agents.models import open_model
+    from factory.tasks import get_task
+
+    task = get_task(settings.task)
+    path = model_path(settings.model)
+    card = card_beside(path)
+    if card is not None and card.task != task.name:
+        raise SettingsError(f"{settings.model}: made for the task {card.task!r}, not {task.name!r}; give --task {card.task}")
+    if card is not None and card.task_version > task.version:
+        raise CardError(
+            f"{settings.model}: made for version {card.task_version} of the task {task.name!r}, newer than the {task.version} "
+            "of this program; update penknife"
+        )
+    source = DataSource(
+        dataset=settings.dataset,
+        data_dir=settings.data_dir,
+        split=settings.split if settings.split is not None else VALIDATION_SPLIT,
+        db=settings.db,
+        questions=settings.questions,
+        limit=settings.limit,
+        seed=settings.seed,
+    )
+    examples, data = task.load(source)
+    same = settings.model_dump(mode="json", exclude={"json_file", "batch"})
+    identity = {"settings": same, "data": data.sha256, "weights": _stamp(path), "version": program()}
+    with _resumable(settings.json_file, identity) as (known, remember):
+        model = open_model(settings.model)
+        try:
+            result = evaluate(
+                task,
+                model,
+                examples,
+                card.dialect if card is not None else "plain",
+                constrained=settings.constrained,
+                execution_guided=settings.execution_guided,
+                batch=settings.batch,
+                max_tokens=card.max_tokens if card is not None else MAX_TOKENS,
+                seed=settings.seed,
+                events=events,
+                on_prediction=remember,
+                known=known,
+            )
+        finally:
+            model.close()
+        document = {
+            "task": task.name,
+            "dataset": data.name,
+            "split": data.split,
+            "n": result.n,
+            "score": result.score,
+            "interval": list(result.interval),
+            "metrics": result.metrics,
+            "seconds_per_example": result.seconds_per_example,
+            "errors_by_kind": result.errors_by_kind,
+            "model_bytes": model_bytes(path),
+            "model": settings.model,
+            "constrained": settings.constrained,
+            "decoding": result.decoding,
+            "version": program(),
+        }
+        if settings.json_file is not None:
+            write_predictions(predictions_beside(settings.json_file), result.predictions)
+            temporary = settings.json_file.with_name(settings.json_file.name + ".tmp")
+            temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.replace(settings.json_file)
+    return result, document
+
+
+def predictions_beside(json_file: Path) -> Path:
+    """Where the predictions of an evaluation written to `json_file` go."""
+    return json_file.with_name(json_file.stem + ".predictions.jsonl")
+
+
+def model_path(spec: str) -> Path | None:
+    """The file or directory of a model spec; None for an endpoint or a hub name."""
+    kind, colon, rest = spec.partition(":")
+    path = Path(rest if colon and kind in ("hf", "gguf", "onnx") else spec)
+    return None if spec.startswith(("http://", "https://")) or not path.exists() else path
+
+
+def card_beside(path: Path | None) -> Card | None:
+    """The checked card of a model; None when there is none. Raises CardError for one that is damaged, newer or another's."""
+    if path is None:
+        return None
+    directory = path if path.is_dir() else path.parent
+    return Card.load(path) if (directory / FILE_NAME).is_file() else None
+
+
+def model_bytes(path: Path | None) -> int | None:
+    """Bytes of weights that running the model needs, an adapter's local base included; None when they are not on this machine."""
+    if path is None:
+        return None
+    total = sum(file.stat().st_size for file in weight_files(path))
+    if path.is_dir() and (path / ADAPTER_FILE).is_file():
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+        total += sum(file.stat().st_size for file in weight_files(base)) if base else 0
+    return total
+
+
+def _stamp(path: Path | None) -> list[Any]:
+    stats = [(file.name, file.stat()) for file in weight_files(path)] if path is not None else []
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+@contextmanager
+def _resumable(json_file: Path | None, identity: Any) -> Iterator[tuple[list[Prediction], Callable[[Prediction], None] | None]]:
+    """Predictions kept in a .part file until the block ends well: its first line says of what, the others are predictions."""
+    if json_file is None:
+        yield [], None
+        return
+    if json_file.is_dir():
+        raise SettingsError(f"--json {json_file}: is a directory; give a file to write")
+    part = predictions_beside(json_file).with_suffix(".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    first = json.dumps({"evaluation": identity}, ensure_ascii=False)
+    known: list[Prediction] = []
+    if part.exists() and part.read_text(encoding="utf-8").split("\n", 1)[0] == first:
+        known = read_predictions(part, skip=1)
+    temporary = part.with_suffix(".part.tmp")
+    temporary.write_text("".join(line + "\n" for line in [first, *(p.model_dump_json() for p in known)]), encoding="utf-8")
+    temporary.replace(part)
+    with part.open("a", encoding="utf-8") as file:
+
+        def remember(prediction: Prediction) -> None:
+            file.write(prediction.model_dump_json() + "\n")
+            file.flush()
+
+        yield known, remember
+    part.unlink()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m factory.evaluate`: score one model and print the table."""
+    from rich.console import Console
+
+    from factory.progress import ProgressView, scores_table
+
+    settings = parse(EvaluateSettings, argv, "python -m factory.evaluate", "Score a model on a task.")
+    with ProgressView() as view:
+        result, document = evaluate_model(settings, EventLog(listener=view))
+    console = Console()
+    title = f"{document['task']}, {document['dataset']} {document['split']}, {result.decoding}"
+    console.print(scores_table({settings.model: result.summary()}, title))
+    if settings.json_file is not None:
+        console.print(
+            f"written: {settings.json_file} and {predictions_beside(settings.json_file).name}", soft_wrap=True, markup=False
+        )
+
+
+if __name__ == "__main__":
+    from factory.cli import run_cli
+
+    raise SystemExit(run_cli(main))

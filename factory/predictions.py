@@ -115,12 +115,15 @@ def calibration(predictions: Iterable[Prediction]) -> Calibration | None:
     return calibrate([confidence for confidence, _ in sure], [right for _, right in sure])
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """Predictions of a JSONL file; [] when absent. A last line torn by a kill is left out; other bad lines raise ValueError."""
+def read_predictions(path: Path, skip: int = 0) -> list[Prediction]:
+    """Predictions of a JSONL file after its first `skip` lines; [] when absent.
+
+    A last line torn by a kill is left out; any other bad line raises ValueError.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [Prediction.model_validate_json(line) for line in lines[:-1] if line]
+    return [Prediction.model_validate_json(line) for line in lines[skip:-1] if line]
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
