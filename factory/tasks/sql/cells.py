@@ -16,20 +16,30 @@ from factory.tasks.sql.schema import ColumnType
 Key = tuple[int, float, str]
 """(0, number, "") or (1, 0.0, letters and digits): numbers sort before text."""
 
-_NUMBER = re.compile(r"\s*([+-]?)\s*(\d{1,3}(?:\s?,\s?\d{3})+(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)\s*")
+_NUMBER = re.compile(
+    r"[^\w.+\-−–]*([+\-−–]?)[^\w.+\-−–]*([0-9]{1,3}(?:\s?,\s?[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)[^\w]*"
+)
+_BETWEEN_ASCII = re.compile(r"[^a-z0-9]+")
+_DASH = re.compile(r"[–—−]")
 _BETWEEN = re.compile(r"[\W_]+")
 COLLATION = "ALNUM"
 
 
-def number(text: str) -> float | None:
-    """The number that `text` is as a whole, thousands separators allowed; None when it is not one."""
+def number_text(text: str) -> str | None:
+    """The number that `text` is as a whole, written as SQL reads it: "$1,000" -> "1000", "- 5 %" -> "-5"; None when it is not one."""
     if not text or len(text) > 40:
         return None
     found = _NUMBER.fullmatch(text)
     if found is None:
         return None
-    value = float(found[2].replace(",", "").replace(" ", ""))
-    return -value if found[1] == "-" else value
+    digits = found[2].replace(",", "").replace(" ", "")
+    return f"-{digits}" if found[1] and found[1] != "+" else digits
+
+
+def number(text: str) -> float | None:
+    """The number that `text` is as a whole, thousands separators and signs around it (money, percent, quotes) ignored; None when it is not one."""
+    digits = number_text(text)
+    return None if digits is None else float(digits)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -38,7 +48,8 @@ def key(text: str) -> Key:
     value = number(text)
     if value is not None:
         return 0, value, ""
-    return 1, 0.0, _BETWEEN.sub("", text.lower()) or text.strip()
+    lower = text.lower()
+    return 1, 0.0, _BETWEEN_ASCII.sub("", lower) or _BETWEEN.sub("", lower) or _DASH.sub("-", text.strip())
 
 
 def collate(one: str, two: str) -> int:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agents.chat import Message
+from factory.tasks.sql.database import quote
 from factory.tasks.sql.schema import Schema, Table
-from factory.tasks.sql.single import quote
 from factory.tasks.sql.spaced import spaced, spaced_name
 from factory.tasks.task import Dialect
 

@@ -10,9 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from factory.tasks.sql import cells
+
 _CHUNK = re.compile(r"'(?:s|t|re|ve|m|ll|d)(?!\w)|[^\W\d_]+|\d+|[^\w\s]|_", re.IGNORECASE)
 _CONTRACTION = re.compile(r"'[A-Za-z]")
-_NUMBER = re.compile(r"[-+−–]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-+−–]?\d+(?:\.\d+)?")
+_BARE = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 LONGEST_NUMBER = 12
@@ -77,15 +79,9 @@ def find_inside(question: Sequence[Chunk], text: str) -> tuple[int, int] | None:
 
 
 def number_literal(text: str) -> str | None:
-    """The SQL literal of a number as people write it (`1,234.50` -> `1234.50`); None for anything else, `007` included."""
-    text = text.strip()
-    if not _NUMBER.fullmatch(text):
-        return None
-    sign = "-" if text[0] in "-−–" else ""
-    digits = text.lstrip("-+−–").replace(",", "")
-    if len(digits) > 1 and digits[0] == "0" and digits[1] != ".":
-        return None
-    return sign + digits
+    """The SQL literal of a number as people write it (`1,234.50` -> `1234.50`); None for anything else."""
+    bare = text.replace(",", "").replace(" ", "").strip()
+    return bare.removeprefix("+") if cells.number(text) is not None and _BARE.fullmatch(bare) else None
 
 
 def numbers(text: str) -> list[tuple[str, int, int]]:
@@ -93,7 +89,7 @@ def numbers(text: str) -> list[tuple[str, int, int]]:
     parts = chunks(text)
     out = []
     for i, first in enumerate(parts):
-        if not (first.text.strip()[0].isdigit() or first.text.strip() in "-+−–"):
+        if not (first.text.strip()[0].isdigit() or first.text.strip() in "-+."):
             continue
         for last in parts[i : i + LONGEST_NUMBER]:
             literal = number_literal(text[first.start : last.end])
