@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agents.chat import Message, Reply, Sampling, Timings, TokenLogprob, Usage
 
@@ -175,7 +176,7 @@ class Ledger:
         with self._lock, self._said():
             self._db.execute(sql, values)
 
-    def _read(self, sql: str, values: Sequence[object] = ()) -> list[tuple]:
+    def _read(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self._lock, self._said():
             return self._db.execute(sql, values).fetchall()
 
@@ -212,6 +213,10 @@ class Ledger:
         """Every stored answer (of one purpose), in the order of their keys."""
         where, values = ("", ()) if purpose is None else (" WHERE purpose = ?", (purpose,))
         return [_answer(row) for row in self._read(f"SELECT {_ANSWER} FROM answers{where} ORDER BY key", values)]
+
+    def teachers(self) -> dict[str, str]:
+        """Key -> teacher of every stored answer."""
+        return dict(self._read("SELECT key, teacher FROM answers"))
 
     def totals(self) -> Totals:
         """Calls, tokens and dollars of everything stored."""
@@ -311,12 +316,14 @@ def _pack(logprobs: Sequence[TokenLogprob]) -> str:
     return json.dumps([[t.token, t.id, t.logprob, t.top] for t in logprobs], ensure_ascii=False)
 
 
-def _answer(row: tuple) -> Answer:
+def _answer(row: tuple[Any, ...]) -> Answer:
     logprobs, prompt, completion, reused, cost, timings, created = row[8:]
     usage = Usage(prompt_tokens=prompt, completion_tokens=completion, reused_tokens=reused, cost_usd=cost)
     tokens = None if logprobs is None else tuple(_token(*stored) for stored in json.loads(logprobs))
-    return Answer(*row[:8], tokens, usage, Timings.model_validate_json(timings), created)
+    key, teacher, revision, purpose, example_id, seed, text, stop = row[:8]
+    times = Timings.model_validate_json(timings)
+    return Answer(key, teacher, revision, purpose, example_id, seed, text, stop, tokens, usage, times, created)
 
 
-def _token(token: str, token_id: int | None, logprob: float, top: list[list]) -> TokenLogprob:
+def _token(token: str, token_id: int | None, logprob: float, top: list[list[Any]]) -> TokenLogprob:
     return TokenLogprob(token=token, id=token_id, logprob=logprob, top=tuple((i, text, p) for i, text, p in top))
