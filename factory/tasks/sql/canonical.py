@@ -367,6 +367,8 @@ class _Writer:
         while isinstance(node, exp.Not | exp.Paren):
             no = no if isinstance(node, exp.Paren) else ("" if no else "not ")
             node = node.this
+        if node.args.get("negate"):
+            no = "" if no else "not "
         if isinstance(node, exp.Exists):
             return [Word(no + "exists"), Word("("), *self.query(node.this, scopes, ctes, derived=False)[0], Word(")")]
         if type(node) in self.compare:

@@ -57,6 +57,13 @@ class Database:
         return self._schema()
 
     @classmethod
+    def from_file(cls, path: Path) -> Database:
+        """A SQLite file, read-only; raises TaskError when it cannot be used."""
+        from factory.tasks.sql.sqlite_file import open_file
+
+        return open_file(path)
+
+    @classmethod
     def from_rows(cls, id: str, header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> Database:
         """A WikiSQL table with rows: its schema is `single`, its column types are inferred, its values compare loosely."""
 

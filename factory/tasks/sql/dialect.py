@@ -1,7 +1,7 @@
 """Canonical SQL <-> what a student writes: ordinary SQL ("plain") or position tokens ("compact").
 
 Does: encode and decode answers in both dialects, list the compact dialect's tokens. Does not: execute, score or build prompts.
-The compact forms are in `single.py` (WikiSQL's one table) and `general.py` (everything else).
+The compact forms are in `single.py` (WikiSQL's one table) and `lexemes.py` (everything else).
 """
 
 from __future__ import annotations
@@ -10,27 +10,22 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from factory.tasks.sql.prompt import full_order
-from factory.tasks.sql.schema import Schema
-from factory.tasks.sql.single import (
-    AGGREGATE_TOKENS,
-    OPERATOR_TOKENS,
-    Condition,
-    Single,
-    from_compact,
-    parse_single,
-    single_sql,
-    spell,
-    to_compact,
-)
+from factory.tasks.sql import cells, lexemes, single
+from factory.tasks.sql.canonical import literal_lexeme, read_sql
+from factory.tasks.sql.forms import Form, from_sql, to_sql
+from factory.tasks.sql.lexemes import Lexeme, Text
+from factory.tasks.sql.prompt import full_order, schema_of
+from factory.tasks.sql.schema import ColumnType, Schema
+from factory.tasks.sql.spaced import chunks, find
 from factory.tasks.task import AnswerError, Dialect
 
 if TYPE_CHECKING:
+    from factory.tasks.sql.database import Database
     from factory.tasks.sql.link import Match
 
 PROMPT_TOKENS = ("<q>", "<v>", "<num>", "<fk>")
 MAX_COLUMNS = 64
-"""Column tokens: columns of one table that the compact dialect can name."""
+"""Columns of one table that the compact dialect can name."""
 MAX_TABLES = 32
 
 _FENCE = re.compile(r"```(?:\w+)?[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
@@ -38,52 +33,133 @@ _LABEL = re.compile(r"^\s*(?:\*\*)?(?:sqlite|sql(?:ite)?\s*query|sql|query|answe
 _START = re.compile(r"(?<![\w\"'])(?:SELECT|WITH)\b", re.IGNORECASE)
 
 
-def special_tokens(dialect: Dialect) -> tuple[str, ...]:
-    """Tokens a from-scratch tokenizer of this dialect must hold whole (as ordinary added tokens: they are part of the text)."""
+def special_tokens(dialect: Dialect, general: bool = True) -> tuple[str, ...]:
+    """Tokens a from-scratch tokenizer of this dialect must hold whole (ordinary added tokens: they are part of the text).
+
+    `general` False leaves out what only queries beyond WikiSQL's form need.
+    """
     if dialect == "plain":
         return ()
     columns = tuple(f"<c{i}>" for i in range(MAX_COLUMNS))
-    return PROMPT_TOKENS + AGGREGATE_TOKENS + OPERATOR_TOKENS + columns
+    tokens = PROMPT_TOKENS + single.AGGREGATE_TOKENS + single.OPERATOR_TOKENS + columns
+    if general:
+        tokens += tuple(f"<t{i}>" for i in range(MAX_TABLES))
+        tokens += tuple(f"<i{i}>" for i in range(2, lexemes.MAX_INSTANCES + 1))
+        tokens += tuple(f"<d{i}>" for i in range(1, lexemes.MAX_DERIVED + 1))
+        tokens += ("<%>", *(token for _, compact in lexemes.WORDS.values() for token in re.findall(r"<[^>]+>", compact)))
+    return tuple(dict.fromkeys(tokens))
 
 
-def rank_of(order: Sequence[int]) -> list[int]:
-    """`order[k] = i` -> `rank[i] = k`."""
-    rank = [0] * len(order)
-    for k, i in enumerate(order):
-        rank[i] = k
-    return rank
+def canonicalise(source: Schema | Database, sql: str) -> str:
+    """The one spelling of a query in its schema's form (WikiSQL's or the general one). Raises AnswerError as `decode` does."""
+    schema = schema_of(source)
+    return to_sql(_form(schema, sql), schema) if schema.single else lexemes.to_plain(schema, read_sql(schema, sql))
 
 
 def encode(
-    schema: Schema, question: str, matches: Sequence[Match], sql: str, dialect: Dialect, order: Sequence[int] | None = None
+    source: Schema | Database,
+    question: str,
+    matches: Sequence[Match],
+    sql: str,
+    dialect: Dialect,
+    order: Sequence[int] | None = None,
 ) -> str:
     """SQL -> completion text. `order` as given to `render_prompt`. Raises AnswerError when the dialect cannot say it."""
-    if not schema.single:
-        raise AnswerError("not-supported", "general form")
-    query = parse_single(schema, sql)
+    schema = schema_of(source)
+    if dialect == "compact":
+        _check_size(schema)
+    if schema.single:
+        form = _form(schema, sql)
+        if dialect == "plain":
+            return to_sql(single.respelt(question, form), schema)
+        grouped = full_order(schema, order)
+        return single.to_compact(question, form, [grouped.index(i) for i in range(len(grouped))])
+    line = read_sql(schema, sql, _Spelling(schema, question, matches).stored)
     if dialect == "plain":
-        spelt = tuple(Condition(c.column, c.operator, spell(question, c.value)[0]) for c in query.conditions)
-        return single_sql(schema, Single(query.aggregate, query.column, spelt))
-    if len(schema.columns) > MAX_COLUMNS:
-        raise AnswerError("too-many-columns", f"{len(schema.columns)} columns; the compact dialect names {MAX_COLUMNS}")
-    return to_compact(question, query, rank_of(full_order(schema, order)))
+        return lexemes.to_plain(schema, line)
+    spans = {match.value: match.span for match in matches}
+    line = [Text(spans.get(x.text, x.text), x.before, x.after) if isinstance(x, Text) else x for x in line]
+    return lexemes.to_compact(schema, line, lexemes.names(schema, full_order(schema, order)))
 
 
 def decode(
-    schema: Schema, question: str, matches: Sequence[Match], completion: str, dialect: Dialect, order: Sequence[int] | None = None
+    source: Schema | Database,
+    question: str,
+    matches: Sequence[Match],
+    completion: str,
+    dialect: Dialect,
+    order: Sequence[int] | None = None,
 ) -> str:
-    """Completion text -> canonical SQL, values spelt as in the question (or as stored, outside WikiSQL's form).
+    """Completion text -> canonical SQL, values spelt as stored when linked (not for WikiSQL's form), else as in the question.
 
-    Raises AnswerError: "empty", "not-single-select", "not-parsed", "not-single-form", "unknown-table", "unknown-column".
+    Plain SQL beyond the forms that can be written canonically comes back as it is. Raises AnswerError: "empty",
+    "not-single-select", "not-parsed", "not-single-form", "unknown-table", "unknown-column".
     """
-    if dialect == "plain":
-        sql = extract_sql(completion)
-        return single_sql(schema, parse_single(schema, sql)) if schema.single else sql
+    schema = schema_of(source)
     if not completion.strip():
         raise AnswerError("empty", "the completion is empty")
-    if not schema.single:
-        raise AnswerError("not-supported", "general form")
-    return single_sql(schema, from_compact(question, completion, full_order(schema, order)))
+    if dialect == "plain":
+        sql = extract_sql(completion)
+        try:
+            return canonicalise(schema, sql)
+        except AnswerError as error:
+            if error.reason == "not-supported":
+                return sql
+            raise
+    grouped = full_order(schema, order)
+    if schema.single:
+        return to_sql(single.from_compact(question, completion, grouped), schema)
+    spelling = _Spelling(schema, question, matches)
+    return lexemes.to_plain(schema, lexemes.from_compact(schema, completion, lexemes.names(schema, grouped), spelling.restore))
+
+
+def _form(schema: Schema, sql: str) -> Form:
+    form = from_sql(sql, schema)
+    if form is None:
+        raise AnswerError("not-single-form", f"not SELECT [aggregate](column) FROM t WHERE column op value AND …: {sql[:120]!r}")
+    return form
+
+
+def _check_size(schema: Schema) -> None:
+    widest = max(len(table.columns) for table in schema.tables)
+    if widest > MAX_COLUMNS or len(schema.tables) > MAX_TABLES:
+        size = f"{len(schema.tables)} tables, the widest of {widest} columns"
+        raise AnswerError("schema-too-large", f"{size}; the compact dialect names {MAX_TABLES} and {MAX_COLUMNS}")
+
+
+class _Spelling:
+    """How values are spelt: as stored when that is known, else as in the question, else as given."""
+
+    def __init__(self, schema: Schema, question: str, matches: Sequence[Match]) -> None:
+        self.schema, self.question, self.matches = schema, question, matches
+        self.parts = chunks(question)
+
+    def _known(self, text: str, column: int | None) -> str | None:
+        key = cells.key(text)
+        linked = [m for m in self.matches if cells.key(m.value) == key or cells.key(m.span) == key]
+        linked.sort(key=lambda m: m.column != column)
+        if linked:
+            return linked[0].value
+        values = self.schema.columns[column][1].values if column is not None and column >= 0 else ()
+        return next((v for v in values if v == text), None) or next((v for v in values if cells.key(v) == key), None)
+
+    def stored(self, text: str, column: int | None) -> str:
+        """For SQL that someone wrote: only the spelling of a value known to be stored, or with none known, the question's."""
+        if any(match.value == text for match in self.matches):
+            return text
+        known = self._known(text, column)
+        if known is not None:
+            return known
+        if column is not None and column >= 0 and self.schema.columns[column][1].values:
+            return text
+        return single.spell(self.question, text)[0]
+
+    def restore(self, text: str, kind: ColumnType | None, column: int | None) -> Lexeme:
+        """For compact text (lower-cased, spaced)."""
+        place = find(self.parts, text)
+        asked = text if place is None else self.question[place[0] : place[1]]
+        known = self._known(asked, column)
+        return literal_lexeme(asked, False, kind, column, lambda own, _: own if known is None else known)
 
 
 def extract_sql(text: str) -> str:

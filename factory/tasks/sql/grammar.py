@@ -11,25 +11,31 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from agents.constrain import Constraint
+from factory.tasks.sql.database import quote
+from factory.tasks.sql.forms import AGGREGATES
+from factory.tasks.sql.prompt import schema_of
 from factory.tasks.sql.schema import Schema
-from factory.tasks.sql.single import AGGREGATE_TOKENS, AGGREGATES, MAX_CONDITIONS, OPERATOR_TOKENS, OPERATORS, quote
+from factory.tasks.sql.single import AGGREGATE_TOKENS, MAX_CONDITIONS, OPERATOR_TOKENS
 from factory.tasks.sql.spaced import chunks, numbers
 from factory.tasks.task import Dialect
 
 if TYPE_CHECKING:
+    from factory.tasks.sql.database import Database
     from factory.tasks.sql.link import Match
 
 
-def constraint(schema: Schema, question: str, matches: Sequence[Match], dialect: Dialect) -> Constraint:
+def constraint(source: Schema | Database, question: str, matches: Sequence[Match], dialect: Dialect) -> Constraint:
     """The grammar of every acceptable completion: existing tables and columns; values from the question, numbers, stored values."""
+    schema = schema_of(source)
     if not schema.single:
         raise NotImplementedError
-    source = _single_compact(schema, question) if dialect == "compact" else _single_plain(schema, question)
-    return Constraint(kind="lark", source=source)
+    rules = _single_compact(schema, question) if dialect == "compact" else _single_plain(schema, question)
+    return Constraint(kind="lark", source=rules)
 
 
-def max_completion_tokens(schema: Schema, question: str, matches: Sequence[Match], dialect: Dialect) -> int:
+def max_completion_tokens(source: Schema | Database, question: str, matches: Sequence[Match], dialect: Dialect) -> int:
     """Bytes of the longest sentence of the grammar: a byte-level tokenizer never needs more tokens (plus one to end)."""
+    schema = schema_of(source)
     name = max(len(quote(column.name).encode()) for _, column in schema.columns)
     asked = max(len(question.encode()) * 2, len("".join(c.text for c in chunks(question)).encode()))
     head = 32 + name + len(quote(schema.tables[0].name).encode())
@@ -52,11 +58,10 @@ def substring(parts: Sequence[str]) -> str:
 def _single_compact(schema: Schema, question: str) -> str:
     parts = [chunk.text for chunk in chunks(question)]
     lines = [
-        f"start: AGG COL{' cond' if parts else ''}" + (f"{{0,{MAX_CONDITIONS}}}" if parts else ""),
+        f"start: AGG COL cond{{0,{MAX_CONDITIONS}}}" if parts else "start: AGG COL",
         f"AGG: {choice(AGGREGATE_TOKENS)}",
         f"COL: {choice(f'<c{i}>' for i in range(len(schema.columns)))}",
     ]
-    lines[0] = f"start: AGG COL cond{{0,{MAX_CONDITIONS}}}" if parts else "start: AGG COL"
     if parts:
         lines += ["cond: COL OP VALUE", f"OP: {choice(OPERATOR_TOKENS)}", "VALUE: RUN & /(?s:.+)/", f"RUN: {substring(parts)}"]
     return "\n".join(lines) + "\n"
@@ -87,11 +92,12 @@ def _single_plain(schema: Schema, question: str) -> str:
         f"AGG: {choice(aggregates)}",
     ]
     if parts:
-        conditions = ["TEXT_COL OP QUOTED"] if text else []
-        conditions += ["NUMBER_COL OP (QUOTED | NUMBER)" if digits else "NUMBER_COL OP QUOTED"] if number else []
-        lines += [f"cond: {' | '.join(conditions)}", f"OP: {choice(f' {op} ' for op in OPERATORS)}"]
+        values = "(QUOTED | NUMBER)" if digits else "QUOTED"
+        conditions = [f'TEXT_COL (" = " QUOTED | RANGE {values})'] if text else []
+        conditions += [f'NUMBER_COL (" = " | RANGE) {values}'] if number else []
+        lines += [f"cond: {' | '.join(conditions)}", 'RANGE: " > " | " < "']
         lines += [f"TEXT_COL: {choice(text)}"] if text else []
         lines += [f"NUMBER_COL: {choice(number)}"] if number else []
-        lines += [f"NUMBER: {choice(digits)}"] if number and digits else []
+        lines += [f"NUMBER: {choice(digits)}"] if digits else []
         lines += ["QUOTED: \"'\" BODY \"'\"", "BODY: RUN & /(?s:\\S(.*\\S)?)/", f"RUN: {substring(parts)}"]
     return "\n".join(lines) + "\n"

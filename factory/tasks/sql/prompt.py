@@ -47,6 +47,11 @@ SYSTEM = (
 )
 
 
+def schema_of(source: Schema | Database) -> Schema:
+    """The schema of a database, or the schema itself."""
+    return source if isinstance(source, Schema) else source.schema
+
+
 def full_order(schema: Schema, order: Sequence[int] | None) -> list[int]:
     """A permutation of the global column numbers with the columns of a table together (tables by first appearance)."""
     total = len(schema.columns)
@@ -72,7 +77,7 @@ def render_prompt(
     `matches` are linked values (`Match(column, span, value)`, `column` global). `order` renumbers the position tokens of the
     compact dialect (k-th shown column is `order[k]`); give the same `order` to `encode` and `decode`. Plain ignores it.
     """
-    schema = source if isinstance(source, Schema) else source.schema
+    schema = schema_of(source)
     if dialect == "plain":
         return (
             Message(role="system", content=SYSTEM),
