@@ -175,9 +175,8 @@ def open_teacher(plan: TeacherPlan, examples: Sequence[Example] = ()) -> ChatMod
         return load_teacher(plan)
     from agents.models import open_model
 
-    if plan.kind == "http":
-        return open_model(plan.spec, in_flight=plan.in_flight)
-    return open_model(plan.spec)
+    opened: ChatModel = open_model(plan.spec, in_flight=plan.in_flight) if plan.kind == "http" else open_model(plan.spec)
+    return opened
 
 
 def _replayed(spec: str, scheme: str, file: str) -> TeacherPlan:

@@ -3,9 +3,9 @@
 Does: quantize linear layers and 3-D expert parameters to nf4 while the checkpoint is read, measure bytes per parameter, refuse a
 model that stayed wide. Does not: decide device and precision (`teacher.py`), or generate (`agents.models.hf`).
 
-Memory: each weight is quantized as soon as it is read (fused experts: as soon as one layer's are joined), so the peak is the 4-bit
-model plus one layer's experts in 16 bit, not the 16-bit model. transformers' own 4-bit path replaces `nn.Linear` only and leaves the
-experts, most of a mixture, in 16 bit (bitsandbytes issue 1849); a model loaded here cannot be saved again.
+Memory: each weight is quantized as soon as it is read (fused experts: as soon as one layer's are joined), so the peak is the
+4-bit model plus one layer's experts in 16 bit, not the 16-bit model. transformers' own 4-bit path replaces `nn.Linear` only and
+leaves the experts, most of a mixture, in 16 bit (bitsandbytes#1849); a model loaded here cannot be saved again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def load_teacher(plan: TeacherPlan) -> ChatModel:
     except (OSError, ValueError, torch.cuda.OutOfMemoryError) as error:
         first = (str(error).splitlines() or [repr(error)])[0]
         raise TeacherError(f"teacher {plan.name!r} ({plan.location}) cannot be loaded: {first}: {WAYS_ON}") from None
-    return TransformersModel(model, tokenizer, name=plan.name)
+    opened: ChatModel = TransformersModel(model, tokenizer, name=plan.name)
+    return opened
 
 
 def load(location: str, bits: int, device: str, revision: str | None = None) -> tuple[Any, Any]:
@@ -79,7 +80,7 @@ def load(location: str, bits: int, device: str, revision: str | None = None) -> 
     model = AutoModelForCausalLM.from_pretrained(
         location, revision=revision, config=config, use_safetensors=True, trust_remote_code=False, **options
     )
-    model.eval()
+    model.train(False)
     if bits == 4 and not ready:
         check_quantized(model)
     tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
@@ -96,6 +97,7 @@ def nf4_with_experts() -> Any:
     from bitsandbytes.nn.parametrize import replace_parameter_4bit_prequantized
     from transformers import BitsAndBytesConfig
     from transformers.core_model_loading import ConversionOps
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
@@ -105,11 +107,11 @@ def nf4_with_experts() -> Any:
         def __init__(self, linear: Any, experts: frozenset[str], states: dict[str, Any]) -> None:
             self.linear, self.experts, self.states = linear, experts, states
 
-        def convert(self, input_dict: dict[str, Any], **context: Any) -> dict[str, Any]:
+        def convert(self, input_dict: dict[str, Any], *args: Any, **context: Any) -> dict[str, Any]:
             out: dict[str, Any] = {}
             for name, value in input_dict.items():
                 if name not in self.experts:
-                    out.update(self.linear.convert({name: value}, **context))
+                    out.update(self.linear.convert({name: value}, *args, **context))
                     continue
                 tensor = value[0] if isinstance(value, list) else value
                 packed, state = functional.quantize_4bit(tensor.contiguous(), compress_statistics=True, quant_type="nf4")
@@ -120,8 +122,8 @@ def nf4_with_experts() -> Any:
     class Quantizer(Bnb4BitHfQuantizer):
         """transformers' nf4 quantizer, extended to parameters that are stacks of matrices."""
 
-        def _process_model_before_weight_loading(self, model: Any, device_map: Any, **options: Any) -> None:
-            super()._process_model_before_weight_loading(model, device_map, **options)
+        def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
+            super()._process_model_before_weight_loading(model, **options)
             self.experts = frozenset(expert_parameters(model))
             self.states: dict[str, Any] = {}
 
@@ -129,7 +131,7 @@ def nf4_with_experts() -> Any:
             return param_name in self.experts or super().param_needs_quantization(model, param_name, **options)
 
         def get_quantize_ops(self) -> Any:
-            return Quantize(super().get_quantize_ops(), self.experts, self.states)
+            return Quantize(Bnb4bitQuantize(self), self.experts, self.states)  # type: ignore[no-untyped-call]
 
         def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
             for name, state in self.states.items():
@@ -145,8 +147,8 @@ def nf4_with_experts() -> Any:
         """`BitsAndBytesConfig` under a name of its own, so that `from_pretrained` takes the quantizer above."""
 
         def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self.quant_method = METHOD
+            super().__init__(**options)  # type: ignore[no-untyped-call]
+            vars(self)["quant_method"] = METHOD
 
     AUTO_QUANTIZER_MAPPING.setdefault(METHOD, Quantizer)
     AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, Config)
