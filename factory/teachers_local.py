@@ -122,8 +122,10 @@ def nf4_with_experts() -> Any:
     class Quantizer(Bnb4BitHfQuantizer):
         """transformers' nf4 quantizer, extended to parameters that are stacks of matrices."""
 
-        def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
-            super()._process_model_before_weight_loading(model, **options)
+        def _process_model_before_weight_loading(  # type: ignore[override]  # as the class above does
+            self, model: Any, device_map: Any, **options: Any
+        ) -> None:
+            super()._process_model_before_weight_loading(model, device_map, **options)
             self.experts = frozenset(expert_parameters(model))
             self.states: dict[str, Any] = {}
 
