@@ -183,6 +183,8 @@ class Batch:
     """(N,) int64, the next token"""
     weights: torch.Tensor
     """(N,) float32: 1 on completion tokens, `prompt_loss` on prompt tokens"""
+    completion: np.ndarray
+    """(N,) bool: the target belongs to the completion"""
     tokens: int
     """Real (not padding) tokens of the batch"""
 
@@ -198,7 +200,7 @@ class Collator:
         parts = [rows.row(i) for i in indices]
         width = max(len(p) for p in parts) - 1
         input_ids = np.full((len(parts), width), rows.pad_id, np.int64)
-        positions, targets, weights = [], [], []
+        positions, targets, completion = [], [], []
         for b, (i, ids) in enumerate(zip(indices, parts)):
             input_ids[b, : len(ids) - 1] = ids[:-1]
             prompt = int(rows.prompt_lengths[i])
@@ -206,12 +208,14 @@ class Collator:
             at = np.arange(first, len(ids))
             positions.append(b * width + at - 1)
             targets.append(ids[first:])
-            weights.append(np.where(at < prompt, self.prompt_loss, 1.0))
+            completion.append(at >= prompt)
+        answered = np.concatenate(completion)
         return Batch(
             torch.from_numpy(input_ids),
             torch.from_numpy(np.concatenate(positions)),
             torch.from_numpy(np.concatenate(targets).astype(np.int64)),
-            torch.from_numpy(np.concatenate(weights).astype(np.float32)),
+            torch.from_numpy(np.where(answered, 1.0, self.prompt_loss).astype(np.float32)),
+            answered,
             sum(len(p) for p in parts),
         )
 
@@ -227,5 +231,7 @@ class Collator:
         if self.store is not None:
             found = [self.store.row(self.rows.key(i)) for i in indices]
             out["top_ids"] = torch.from_numpy(np.concatenate([ids.astype(np.int64) for ids, _ in found]))
+            if self.prompt_loss > 0:
+                out["graded"] = torch.from_numpy(np.flatnonzero(batch.completion))
             out["top_logprobs"] = torch.from_numpy(np.concatenate([logprobs.astype(np.float32) for _, logprobs in found]))
         return out

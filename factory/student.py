@@ -152,7 +152,12 @@ def resolve_student(spec: str, settings: StudentSettings) -> StudentPlan:
 
 
 def _plan(
-    spec: str, kind: Literal["scratch", "hub", "directory"], facts: Student, settings: StudentSettings, dialect: Dialect, download: float
+    spec: str,
+    kind: Literal["scratch", "hub", "directory"],
+    facts: Student,
+    settings: StudentSettings,
+    dialect: Dialect,
+    download: float,
 ) -> StudentPlan:
     adapter: Adapter = settings.adapter if settings.adapter is not None else ("none" if dialect == "compact" else "lora")
     have = available()
@@ -224,7 +229,9 @@ def _hub_facts(spec: str) -> Student:
     try:
         config = json.loads(Path(hf_hub_download(model_id, "config.json")).read_text(encoding="utf-8"))
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise StudentError(f"student {spec!r}: its config.json cannot be read ({_short(error)}); check the name and the connection") from None
+        raise StudentError(
+            f"student {spec!r}: its config.json cannot be read ({_short(error)}); check the name and the connection"
+        ) from None
     license_name = "unknown"
     try:
         card = HfApi().model_info(model_id, timeout=10).card_data
@@ -237,7 +244,11 @@ def _hub_facts(spec: str) -> Student:
 def _directory_facts(path: Path) -> tuple[Student, Dialect]:
     config_path = path / "config.json"
     if not config_path.is_file():
-        found = "it is an adapter; merge it first or give its base" if (path / "adapter_config.json").is_file() else "it has no config.json"
+        found = (
+            "it is an adapter; merge it first or give its base"
+            if (path / "adapter_config.json").is_file()
+            else "it has no config.json"
+        )
         raise StudentError(f"student {str(path)!r} is not a model directory: {found}")
     if not list(path.glob("*.safetensors")):
         raise StudentError(f"student {str(path)!r} has no .safetensors weights; other formats are not read")
@@ -260,13 +271,23 @@ def _config_facts(model_id: str, config: dict[str, Any], license_name: str, spec
     try:
         hidden, layers, vocab = int(config["hidden_size"]), int(config["num_hidden_layers"]), int(config["vocab_size"])
     except KeyError as error:
-        raise StudentError(f"student {spec!r}: its config.json has no {error}; only decoder-only language models can be students") from None
+        raise StudentError(
+            f"student {spec!r}: its config.json has no {error}; only decoder-only language models can be students"
+        ) from None
     inner = int(config.get("intermediate_size", 4 * hidden))
     heads = int(config.get("num_attention_heads", 1))
     kv = int(config.get("num_key_value_heads", heads)) * int(config.get("head_dim") or hidden // heads)
     each = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * inner * int(config.get("num_local_experts", 1))
     embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings", True) else 2)
-    return Student(model_id, license_name, (embeddings + layers * each) / 1e6, hidden, layers, vocab, str(config.get("model_type", "unknown")))
+    return Student(
+        model_id,
+        license_name,
+        (embeddings + layers * each) / 1e6,
+        hidden,
+        layers,
+        vocab,
+        str(config.get("model_type", "unknown")),
+    )
 
 
 def prepare_student(plan: StudentPlan, corpus: Sequence[str], special_tokens: Sequence[str], out_dir: Path, seed: int) -> Path:
@@ -281,9 +302,13 @@ def prepare_student(plan: StudentPlan, corpus: Sequence[str], special_tokens: Se
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(plan.model_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+            return Path(
+                snapshot_download(plan.model_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])
+            )
         except OSError as error:
-            raise StudentError(f"student {plan.spec!r}: the download stopped ({_short(error)}); run again, it continues") from None
+            raise StudentError(
+                f"student {plan.spec!r}: the download stopped ({_short(error)}); run again, it continues"
+            ) from None
     made_from = _fingerprint(plan, corpus, special_tokens, seed)
     mark = out_dir / "student.json"
     if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == made_from:
