@@ -59,7 +59,7 @@ def collate(one: str, two: str) -> int:
 
 
 def column_type(values: Iterable[str | None]) -> ColumnType:
-    """"number" when every value that is not empty reads as a number (and there is one), else "text"."""
+    """ "number" when every value that is not empty reads as a number (and there is one), else "text"."""
     seen = False
     for value in values:
         if value and not value.isspace():

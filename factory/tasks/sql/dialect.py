@@ -108,7 +108,7 @@ def decode(
             raise
     grouped = full_order(schema, order)
     if schema.single:
-        return to_sql(single.from_compact(question, completion, grouped), schema)
+        return to_sql(single.from_compact(schema, question, completion, grouped), schema)
     spelling = _Spelling(schema, question, matches)
     return lexemes.to_plain(schema, lexemes.from_compact(schema, completion, lexemes.names(schema, grouped), spelling.restore))
 

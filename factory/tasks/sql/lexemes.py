@@ -229,7 +229,7 @@ def from_compact(
 
     Raises AnswerError("not-parsed" | "unknown-table" | "unknown-column").
     """
-    reader = _Reader(schema, [t for t in _TOKEN.findall(completion.strip())], named, restore)
+    reader = _Reader(schema, _TOKEN.findall(completion.strip()), named, restore)
     return reader.read()
 
 

@@ -94,7 +94,14 @@ class Sandbox:
         self._trip: tuple[ErrorKind, str] | None = None
         connection.isolation_level = None
         connection.text_factory = _decode
-        for pragma in ("query_only=ON", "trusted_schema=OFF", "cell_size_check=ON", "temp_store=FILE", "cache_size=-4000", "mmap_size=0"):
+        for pragma in (
+            "query_only=ON",
+            "trusted_schema=OFF",
+            "cell_size_check=ON",
+            "temp_store=FILE",
+            "cache_size=-4000",
+            "mmap_size=0",
+        ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         for limit, value in _CAPS.items():
             connection.setlimit(limit, value)
@@ -171,7 +178,9 @@ class Sandbox:
             if name not in FUNCTIONS:
                 return self._deny("does-not-run", f"function not allowed: {two}")
             if self._calls > FUNCTION_CALLS or self._patterns > PATTERN_CALLS:
-                return self._deny("too-large", f"more than {FUNCTION_CALLS} function calls or {PATTERN_CALLS} LIKE/GLOB written out")
+                return self._deny(
+                    "too-large", f"more than {FUNCTION_CALLS} function calls or {PATTERN_CALLS} LIKE/GLOB written out"
+                )
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_PRAGMA and (one or "").lower() == "data_version" and two is None:
             return sqlite3.SQLITE_OK  # full-text tables ask for it themselves; a statement cannot start with PRAGMA
@@ -188,7 +197,13 @@ class Sandbox:
             return self._trip
         if isinstance(error, sqlite3.Warning) or "one statement at a time" in text:
             return "not-read-only", "only one statement is run"
-        if "too big" in text or isinstance(error, MemoryError) or "disk is full" in text or "too long" in text or "too complex" in text:
+        if (
+            "too big" in text
+            or isinstance(error, MemoryError)
+            or "disk is full" in text
+            or "too long" in text
+            or "too complex" in text
+        ):
             return "too-large", text or "out of memory"
         if time.monotonic() > self._deadline:
             return "time-out", f"not done after {limits.seconds:g} s"

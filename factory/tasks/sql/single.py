@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from factory.tasks.sql.forms import Form
+from factory.tasks.sql.schema import Schema
 from factory.tasks.sql.spaced import chunks, find, find_inside, number_literal, numbers, same_number, spaced
 from factory.tasks.task import AnswerError
 
@@ -51,7 +52,7 @@ def to_compact(question: str, form: Form, rank: Sequence[int]) -> str:
     return f"{AGGREGATE_TOKENS[form.agg]}<c{rank[form.sel]}>" + "".join(text for _, text in written)
 
 
-def from_compact(question: str, completion: str, order: Sequence[int]) -> Form:
+def from_compact(schema: Schema, question: str, completion: str, order: Sequence[int]) -> Form:
     """The reverse; `order[k]` is the schema column shown as `<ck>`. Raises AnswerError("not-parsed" | "unknown-column")."""
     head = _HEAD.match(completion)
     if head is None or head[1] not in AGGREGATE_TOKENS:
@@ -67,6 +68,10 @@ def from_compact(question: str, completion: str, order: Sequence[int]) -> Form:
         found = _CONDITION.match(completion, at)
         if found is None or found[2] not in OPERATOR_TOKENS or not found[3].strip():
             raise AnswerError("not-parsed", f"not a condition: {completion[at : at + 80]!r}")
-        conditions.append((column(found[1]), OPERATOR_TOKENS.index(found[2]), spell(question, found[3].strip())[0]))
+        own, operator = column(found[1]), OPERATOR_TOKENS.index(found[2])
+        value = spell(question, found[3].strip())[0]
+        if operator or schema.tables[0].columns[own].type == "number":
+            value = number_literal(value) or value
+        conditions.append((own, operator, value))
         at = found.end()
     return Form(selected, AGGREGATE_TOKENS.index(head[1]), tuple(conditions))

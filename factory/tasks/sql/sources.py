@@ -58,7 +58,9 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
         if source.questions is not None:
             examples, skipped = spider.read_db_questions(source.questions, database, database.id, source.split, seen)
             if not examples and not skipped:
-                raise TaskError(f"--questions {source.questions}: has no questions; write one object a line, or leave the option out")
+                raise TaskError(
+                    f"--questions {source.questions}: has no questions; write one object a line, or leave the option out"
+                )
         name, license, about = source.db.stem, "yours", str(source.db)
     else:
         if source.questions is not None:
@@ -67,7 +69,9 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
         examples, skipped = _READERS[name](directory(source), source.split, seen)
         license, about = _ABOUT[name]
         if not examples:
-            raise TaskError(f"--split {source.split} of {name}: every row was skipped ({dict(skipped)}); check the files in {directory(source)}")
+            raise TaskError(
+                f"--split {source.split} of {name}: every row was skipped ({dict(skipped)}); check the files in {directory(source)}"
+            )
     if source.limit is not None and source.limit < len(examples):
         random.Random(source.seed).shuffle(examples)
         examples = examples[: source.limit]

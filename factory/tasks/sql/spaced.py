@@ -14,6 +14,7 @@ from factory.tasks.sql import cells
 
 _CHUNK = re.compile(r"'(?:s|t|re|ve|m|ll|d)(?!\w)|[^\W\d_]+|\d+|[^\w\s]|_", re.IGNORECASE)
 _CONTRACTION = re.compile(r"'[A-Za-z]")
+_PLAIN_SIGNS = str.maketrans("−–", "--", ",")
 _BARE = re.compile(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -80,7 +81,7 @@ def find_inside(question: Sequence[Chunk], text: str) -> tuple[int, int] | None:
 
 def number_literal(text: str) -> str | None:
     """The SQL literal of a number as people write it (`1,234.50` -> `1234.50`); None for anything else."""
-    bare = text.replace(",", "").replace(" ", "").strip()
+    bare = "".join(text.translate(_PLAIN_SIGNS).split())
     return bare.removeprefix("+") if cells.number(text) is not None and _BARE.fullmatch(bare) else None
 
 
@@ -89,7 +90,7 @@ def numbers(text: str) -> list[tuple[str, int, int]]:
     parts = chunks(text)
     out = []
     for i, first in enumerate(parts):
-        if not (first.text.strip()[0].isdigit() or first.text.strip() in "-+."):
+        if not (first.text.strip()[0].isdigit() or first.text.strip() in "-+−–."):
             continue
         for last in parts[i : i + LONGEST_NUMBER]:
             literal = number_literal(text[first.start : last.end])

@@ -50,9 +50,7 @@ def spider_schema(row: dict[str, Any]) -> Schema:
         if not name.startswith("sqlite_")
     )
     owners = row["table_names_original"]
-    keys = tuple(
-        ForeignKey(owners[names[a][0]], names[a][1], owners[names[b][0]], names[b][1]) for a, b in row["foreign_keys"]
-    )
+    keys = tuple(ForeignKey(owners[names[a][0]], names[a][1], owners[names[b][0]], names[b][1]) for a, b in row["foreign_keys"])
     return Schema(row["db_id"], tables, keys)
 
 
@@ -146,7 +144,9 @@ def _held_out(db_id: str) -> bool:
     return int(hashlib.sha256(db_id.encode()).hexdigest(), 16) % 100 < HELD_OUT_PER_CENT
 
 
-def read_db_questions(path: Path, database: Database, context_id: str, split: str, seen: Fingerprint) -> tuple[list[Example], Counter[str]]:
+def read_db_questions(
+    path: Path, database: Database, context_id: str, split: str, seen: Fingerprint
+) -> tuple[list[Example], Counter[str]]:
     """Questions of a user's JSONL. `train` and `xdev` follow the rows' "split" when any row has one, else a fixed tenth by the
     question's text is `xdev`; `all` reads everything. Rows of the other part are counted."""
     rows = list(read_lines(path, seen))

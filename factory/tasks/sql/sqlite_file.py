@@ -34,7 +34,9 @@ def open_file(path: Path) -> Database:
         with closing(_connect(uri)) as connection:
             schema = read_schema(connection, path.stem)
     except sqlite3.Error as error:
-        raise TaskError(f"--db {path}: cannot be read as SQLite ({error}); check it with: sqlite3 FILE 'PRAGMA integrity_check'") from None
+        raise TaskError(
+            f"--db {path}: cannot be read as SQLite ({error}); check it with: sqlite3 FILE 'PRAGMA integrity_check'"
+        ) from None
     if not schema.columns:
         raise TaskError(f"--db {path}: has no tables; give a database with data in it")
 
@@ -50,7 +52,9 @@ def open_file(path: Path) -> Database:
 
 def read_schema(connection: sqlite3.Connection, name: str) -> Schema:
     """Tables and views in the order they were made, without SQLite's own and the shadows of virtual tables."""
-    rows = connection.execute("SELECT name, type FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'view', 'virtual')").fetchall()
+    rows = connection.execute(
+        "SELECT name, type FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'view', 'virtual')"
+    ).fetchall()
     order = {n: i for i, (n,) in enumerate(connection.execute("SELECT name FROM sqlite_master ORDER BY rowid"))}
     names = sorted((n for n, _ in rows if not n.lower().startswith("sqlite_")), key=lambda n: order.get(n, len(order)))
     tables = tuple(table for table in (_table(connection, n) for n in names) if table is not None)
@@ -118,7 +122,9 @@ def _clock(connection: sqlite3.Connection) -> Iterator[None]:
 def _stored_type(connection: sqlite3.Connection, table: str, column: str) -> ColumnType:
     column = quote(column)
     with _clock(connection):
-        rows = connection.execute(f"SELECT DISTINCT typeof({column}) FROM (SELECT {column} FROM {quote(table)} LIMIT 1000)").fetchall()
+        rows = connection.execute(
+            f"SELECT DISTINCT typeof({column}) FROM (SELECT {column} FROM {quote(table)} LIMIT 1000)"
+        ).fetchall()
     kinds = {kind for (kind,) in rows} - {"null"}
     if kinds and kinds <= {"integer", "real"}:
         return "number"
@@ -147,7 +153,9 @@ def _uri(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(100)
     except OSError as error:
-        raise TaskError(f"--db {path}: cannot be read ({error.strerror}); give a SQLite file that exists and is readable") from None
+        raise TaskError(
+            f"--db {path}: cannot be read ({error.strerror}); give a SQLite file that exists and is readable"
+        ) from None
     if not head:
         raise TaskError(f"--db {path}: is empty; give a SQLite file with data in it")
     if not head.startswith(MAGIC):

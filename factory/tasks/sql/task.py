@@ -106,7 +106,7 @@ class SqlTask:
         return scoring.score(_database(example), answer, example.reference)
 
     def overlap_keys(self, example: Example) -> Mapping[str, str]:
-        """"exact": the same words on the same database; "answer": the same normalised query on the same database."""
+        """ "exact": the same words on the same database; "answer": the same normalised query on the same database."""
         words = " ".join(re.findall(r"\w+", example.question.lower()))
         keys = {"exact": _digest(example.context_id, words)}
         if example.reference is not None:

@@ -72,7 +72,9 @@ def _database(path: Path, n: int, id: str, header: Sequence[str], row: dict[str,
             continue
         widths = {len(r) for r in part} if per_row else {len(part)}
         if widths - {len(header)}:
-            raise TaskError(f"{path}, line {n}: table {id!r} has {len(header)} header cells but other widths below; mend the table")
+            raise TaskError(
+                f"{path}, line {n}: table {id!r} has {len(header)} header cells but other widths below; mend the table"
+            )
     if rows:
         return Database.from_rows(id, header, [[_cell(c) for c in r] for r in rows])
     return Database.from_values(id, header, [[_cell(c) or "" for c in column] for column in values] if values else None)
