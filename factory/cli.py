@@ -26,6 +26,18 @@ _OS_ADVICE = {
     errno.EISDIR: "is a directory; give a file",
     errno.EEXIST: "exists already and is not a directory; choose another path",
 }
+_USER_ERRORS = {
+    "agents.card": "CardError",
+    "agents.chat": "ModelError",
+    "factory.dataset": "DatasetError",
+    "factory.ledger": "LedgerError",
+    "factory.settings": "SettingsError",
+    "factory.student": "StudentError",
+    "factory.tasks.task": "TaskError",
+    "factory.teacher": "TeacherError",
+    "factory.train": "TrainError",
+}
+"""Module -> its exception for a user's error."""
 
 
 class RunStopped(Exception):
@@ -33,13 +45,12 @@ class RunStopped(Exception):
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """The exceptions that mean the user's input or machine, not this program, must change."""
-    from agents.card import CardError
-    from agents.chat import ModelError
-    from factory.settings import SettingsError
-    from factory.tasks.task import TaskError
+    """The exceptions that mean the user's input or machine, not this program, must change.
 
-    return CardError, ModelError, SettingsError, TaskError
+    Only of modules that are loaded: no other can have raised one, and saying an error must not load torch.
+    """
+    loaded = ((sys.modules.get(module), name) for module, name in _USER_ERRORS.items())
+    return tuple(getattr(module, name) for module, name in loaded if module is not None)
 
 
 def message_for(error: Exception) -> str | None:

@@ -21,15 +21,15 @@ from typing import Any
 from agents.card import ADAPTER_FILE, FILE_NAME, Card, CardError, program, weight_files
 from agents.chat import ChatModel, ModelError, Reply, Request, Sampling
 from factory.events import EventLog
-from factory.predictions import Evaluation, Prediction, read_predictions, summarize, write_predictions
+from factory.predictions import Evaluation, Prediction, keep_predictions, summarize, write_predictions
 from factory.settings import EvaluateSettings, SettingsError, parse
 from factory.tasks.task import AnswerError, DataSource, Dialect, Example, Score, Task, TaskError
 
 MAX_TOKENS = 192
 """Longest completion, in tokens, unless the caller says otherwise."""
 
-VALIDATION_SPLIT = "dev"
-"""Split scored when none is given."""
+WINDOW = 16
+"""Batches handed to the model at once: it sorts them by length, and an endpoint never runs dry."""
 
 MODEL_ERROR = "model-error"
 CUT_OFF = "cut-off"
@@ -72,16 +72,17 @@ def evaluate(
     asker = _Asker(task, model, dialect, constrained, execution_guided, max_tokens, temperature, seed)
     log = events if events is not None else EventLog()
     with log.stage(stage, total=len(examples), unit="questions", done=len(done)) as progress:
-        for chunk in _batches(task, [e for e in examples if e.id not in done], dialect, batch):
-            failed = 0
-            for prediction in asker.predict(chunk):
+        waiting = [example for example in examples if example.id not in done]
+        failed = 0
+        for start in range(0, len(waiting), WINDOW * batch):
+            for prediction in asker.predict(waiting[start : start + WINDOW * batch]):
                 done[prediction.id] = prediction
                 failed += prediction.error == MODEL_ERROR
                 if on_prediction is not None:
                     on_prediction(prediction)
                 progress.advance()
-            if failed == len(done):
-                raise ModelError(f"{model.name}: not one of the first {failed} questions got an answer ({prediction.detail})")
+                if failed == len(done) >= min(batch, len(examples)):
+                    raise ModelError(f"{model.name}: not one of the first {failed} questions got an answer ({prediction.detail})")
         result = summarize([done[e.id] for e in examples], model.name, task.metric, dialect,
                            decoding_name(constrained, execution_guided))  # fmt: skip
         if result.truncated:
@@ -209,18 +210,6 @@ class _Asker:
         )
 
 
-def _batches(task: Task, examples: Sequence[Example], dialect: Dialect, size: int) -> Iterator[list[Example]]:
-    """Batches of like prompt length out of windows of 16 batches: little padding, and progress stays representative."""
-
-    def length(example: Example) -> int:
-        return sum(len(message.content) for message in task.messages(example, dialect))
-
-    for start in range(0, len(examples), 16 * size):
-        window = sorted(examples[start : start + 16 * size], key=length)
-        for first in range(0, len(window), size):
-            yield window[first : first + size]
-
-
 def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -> tuple[Evaluation, dict[str, Any]]:
     """Score the model that `settings` name; returns the evaluation and the document that `--json` writes (and writes it).
 
@@ -243,16 +232,16 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
     source = DataSource(
         dataset=settings.dataset,
         data_dir=settings.data_dir,
-        split=settings.split if settings.split is not None else VALIDATION_SPLIT,
         db=settings.db,
         questions=settings.questions,
         limit=settings.limit,
         seed=settings.seed,
     )
-    examples, data = task.load(source)
+    split = settings.split if settings.split is not None else task.validation_split(source)
+    examples, data = task.load(source.model_copy(update={"split": split}))
     same = settings.model_dump(mode="json", exclude={"json_file", "batch"})
     identity = {"settings": same, "data": data.sha256, "weights": _stamp(path), "version": program()}
-    with _resumable(settings.json_file, identity) as (known, remember):
+    with _kept(settings.json_file, identity) as (known, keep):
         model = open_model(settings.model)
         try:
             result = evaluate(
@@ -266,7 +255,7 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
                 max_tokens=card.max_tokens if card is not None else MAX_TOKENS,
                 seed=settings.seed,
                 events=events,
-                on_prediction=remember,
+                on_prediction=keep,
                 known=known,
             )
         finally:
@@ -332,29 +321,17 @@ def _stamp(path: Path | None) -> list[Any]:
 
 
 @contextmanager
-def _resumable(json_file: Path | None, identity: Any) -> Iterator[tuple[list[Prediction], Callable[[Prediction], None] | None]]:
-    """Predictions kept in a .part file until the block ends well: its first line says of what, the others are predictions."""
+def _kept(json_file: Path | None, of: object) -> Iterator[tuple[list[Prediction], Callable[[Prediction], None] | None]]:
+    """Predictions kept in a .part file until the block ends well."""
     if json_file is None:
         yield [], None
         return
     if json_file.is_dir():
         raise SettingsError(f"--json {json_file}: is a directory; give a file to write")
+    json_file.parent.mkdir(parents=True, exist_ok=True)
     part = predictions_beside(json_file).with_suffix(".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    first = json.dumps({"evaluation": identity}, ensure_ascii=False)
-    known: list[Prediction] = []
-    if part.exists() and part.read_text(encoding="utf-8").split("\n", 1)[0] == first:
-        known = read_predictions(part, skip=1)
-    temporary = part.with_suffix(".part.tmp")
-    temporary.write_text("".join(line + "\n" for line in [first, *(p.model_dump_json() for p in known)]), encoding="utf-8")
-    temporary.replace(part)
-    with part.open("a", encoding="utf-8") as file:
-
-        def remember(prediction: Prediction) -> None:
-            file.write(prediction.model_dump_json() + "\n")
-            file.flush()
-
-        yield known, remember
+    with keep_predictions(part, of) as kept:
+        yield kept
     part.unlink()
 
 

@@ -31,7 +31,7 @@ def draw_all(facts: RunFacts, directory: Path) -> dict[str, Path]:
         "score": (bool(facts.step_scores), HEIGHT_IN, lambda axes: _score(axes, facts)),
         "drops": (bool(drop_counts(facts)), _bar_height(drop_counts(facts)), lambda axes: _drops(axes, facts)),
         "errors": (bool(_errors(facts)), _bar_height(_errors(facts)), lambda axes: _error_bars(axes, facts)),
-        "size": (any(size_of(entry) for entry in facts.scores.values()), HEIGHT_IN, lambda axes: _size(axes, facts)),
+        "size": (bool(sizes(facts)[1]), HEIGHT_IN, lambda axes: _size(axes, facts)),
     }
     written = {}
     for name, (wanted, height, draw) in plots.items():
@@ -49,10 +49,13 @@ def drop_counts(facts: RunFacts) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
 
 
-def size_of(entry: Mapping[str, Any]) -> float | None:
-    """Parameters of a scored model, as far as its entry says."""
-    size = entry.get("parameters")
-    return float(size) if isinstance(size, (int, float)) and size > 0 else None
+def sizes(facts: RunFacts) -> tuple[str, dict[str, float]]:
+    """What is known of the scored models' sizes: ("bytes" or "parameters", name -> number), whichever is known of more."""
+    found = {
+        unit: {name: float(entry[key]) for name, entry in facts.scores.items() if entry.get(key)}
+        for unit, key in (("bytes", "model_bytes"), ("parameters", "parameters"))
+    }
+    return max(found.items(), key=lambda pair: len(pair[1]))
 
 
 def _figure(path: Path, height: float, draw: Callable[[Axes], None]) -> None:
@@ -60,11 +63,14 @@ def _figure(path: Path, height: float, draw: Callable[[Axes], None]) -> None:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     style: dict[Any, Any] = {"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
              "axes.edgecolor": GRAY, "text.parse_math": False, "font.family": "DejaVu Sans"}  # fmt: skip
     with rc_context(style):
-        figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white", layout="constrained")
+        figure = Figure(
+            figsize=(WIDTH_IN, height), dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+        )
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
@@ -97,25 +103,26 @@ def _loss(axes: Axes, facts: RunFacts) -> None:
 
 
 def _smooth(values: Sequence[float], window: int) -> list[float]:
-    """Mean over the last `window` values."""
-    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]
+    """Mean over the `window` values around each."""
+    parts = [values[max(0, i - window // 2) : i + window // 2 + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
 
 
 def _score(axes: Axes, facts: RunFacts) -> None:
-    for step, score, low, high in facts.step_scores:
-        if low is not None and high is not None:
-            axes.plot([step, step], [100 * low, 100 * high], color=BLUE, alpha=0.45, linewidth=2.5, solid_capstyle="butt")
-        axes.plot([step], [100 * score], color=BLUE, marker="o")
-    axes.plot([row[0] for row in facts.step_scores], [100 * row[1] for row in facts.step_scores], color=BLUE, label="checkpoints")
+    steps, scores = [row[0] for row in facts.step_scores], [100 * row[1] for row in facts.step_scores]
+    below = [0.0 if low is None else 100 * (score - low) for _, score, low, _ in facts.step_scores]
+    above = [0.0 if high is None else 100 * (high - score) for _, score, _, high in facts.step_scores]
+    axes.errorbar(steps, scores, yerr=[below, above], color=BLUE, marker="o", capsize=4, linewidth=1.8, label="checkpoints",
+                  clip_on=False)  # fmt: skip
     for name in ("teacher", "untrained"):
         if name in facts.scores:
             axes.axhline(100 * facts.scores[name]["score"], color=COLORS[name], linestyle="--", linewidth=1.5, label=name)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("correct answers (%)")
-    axes.set_ylim(0, 102)
+    axes.set_ylim(-2, 102)
     axes.set_xlim(left=0)
     _legend_below(axes)
-    _title(axes, "Score of the checkpoints on validation questions, 95 % intervals")
+    _title(axes, "Score of the checkpoints on validation questions" + (", 95 % intervals" if any(below + above) else ""))
 
 
 def _legend_below(axes: Axes) -> None:
@@ -166,32 +173,33 @@ def _error_bars(axes: Axes, facts: RunFacts) -> None:
 
 
 def _size(axes: Axes, facts: RunFacts) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    sized = {name: entry for name, entry in facts.scores.items() if size_of(entry)}
+    unit, known = sizes(facts)
     axes.set_xscale("log")
     for name, entry in facts.scores.items():
         color, score = COLORS.get(name, ORANGE), 100 * entry["score"]
-        if name not in sized:
+        if name not in known:
             axes.axhline(score, color=color, linestyle="--", linewidth=1.5, label=f"{name} (no size)")
             continue
         below, above = score - 100 * entry["low"], 100 * entry["high"] - score
-        axes.errorbar(size_of(entry) or 0, score, yerr=[[below], [above]], color=color, marker="o", markersize=8, capsize=4,
+        axes.errorbar(known[name], score, yerr=[[below], [above]], color=color, marker="o", markersize=8, capsize=4,
                       linestyle="none", label=name)  # fmt: skip
-    sizes = [size_of(entry) or 0 for entry in sized.values()]
-    axes.set_xlim(min(sizes) / 4, max(sizes) * 4)
-    axes.set_ylim(0, 102)
+    low, high = min(known.values()) / 4, max(known.values()) * 4
+    axes.set_xlim(low, high)
+    axes.set_ylim(-2, 102)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("parameters (log scale)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,), numticks=12))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("size of the weights (bytes, log scale)" if unit == "bytes" else "parameters (log scale)")
     axes.set_ylabel("correct answers (%)")
     _legend_below(axes)
     _title(axes, "Score against size, 95 % intervals")
 
 
 def count_text(value: float) -> str:
-    """5800000 -> "5.8 M"."""
-    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+    """5800000 -> "5.8 M"; 1e9 is "1 G"."""
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"

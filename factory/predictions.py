@@ -6,15 +6,20 @@ Does not: ask a model (`factory.evaluate`) or draw (`factory.report`).
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from factory.confidence import Calibration, calibrate, wilson
 from factory.tasks.task import Dialect
+
+HEADING = '{"predictions of": '
+"""Beginning of the first line of a file that an evaluation is still filling."""
 
 
 class Prediction(BaseModel):
@@ -115,20 +120,52 @@ def calibration(predictions: Iterable[Prediction]) -> Calibration | None:
     return calibrate([confidence for confidence, _ in sure], [right for _, right in sure])
 
 
-def read_predictions(path: Path, skip: int = 0) -> list[Prediction]:
-    """Predictions of a JSONL file after its first `skip` lines; [] when absent.
+def read_predictions(path: Path) -> list[Prediction]:
+    """Predictions of a JSONL file, without the heading and the torn last line that `keep_predictions` may have left.
 
-    A last line torn by a kill is left out; any other bad line raises ValueError.
+    [] when the file is absent; raises ValueError, naming the line, for any other line that is no prediction.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [Prediction.model_validate_json(line) for line in lines[skip:-1] if line]
+    out = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        if line and not (number == 1 and line.startswith(HEADING)):
+            try:
+                out.append(Prediction.model_validate_json(line))
+            except ValidationError as error:
+                raise ValueError(f"{path}, line {number}: not a prediction ({error.errors()[0]['msg']})") from None
+    return out
+
+
+@contextmanager
+def keep_predictions(path: Path, of: object = None) -> Iterator[tuple[list[Prediction], Callable[[Prediction], None]]]:
+    """(those kept by an interrupted evaluation, what keeps one more): pass them to `evaluate` as `known` and `on_prediction`.
+
+    `of` (JSON) says what is evaluated: predictions of anything else are discarded. Safe after a kill. Raises OSError.
+    """
+    heading = f"{HEADING}{json.dumps(of, ensure_ascii=False, sort_keys=True)}}}"
+    known: list[Prediction] = []
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            same = file.readline().rstrip("\n") == heading
+        known = read_predictions(path) if same else []
+    _write(path, [heading, *(p.model_dump_json() for p in known)])
+    with path.open("a", encoding="utf-8") as file:
+
+        def keep(prediction: Prediction) -> None:
+            file.write(prediction.model_dump_json() + "\n")
+            file.flush()
+
+        yield known, keep
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write predictions as JSONL, whole or not at all."""
+    _write(path, (p.model_dump_json() for p in predictions))
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(p.model_dump_json() + "\n" for p in predictions)
+        file.writelines(line + "\n" for line in lines)
     temporary.replace(path)

@@ -168,11 +168,10 @@ def next_command(facts: RunFacts) -> str:
 
 
 def _scores(facts: RunFacts) -> str:
-    from factory.plots import count_text, size_of
+    from factory.plots import count_text
 
     rows = []
     for name, found in facts.scores.items():
-        size = size_of(found)
         rows.append(
             [
                 words(name),
@@ -183,7 +182,7 @@ def _scores(facts: RunFacts) -> str:
                 words(found.get("metric", "")),
                 words(found.get("decoding", "")),
                 "" if found.get("seconds_per_example") is None else f"{found['seconds_per_example']:.3f} s",
-                "" if size is None else count_text(size),
+                count_text(found["parameters"]) if found.get("parameters") else "",
                 "" if not found.get("model_bytes") else f"{found['model_bytes'] / 1e6:,.1f} MB",
                 words(", ".join(f"{metric} {percent(value)}" for metric, value in (found.get("metrics") or {}).items())),
             ]
@@ -214,7 +213,7 @@ def _counts(name: str, counts: Mapping[str, int] | None) -> str:
 
 def _drops(facts: RunFacts) -> str:
     rows = [[words(stage), words(reason), f"{n:,}"] for stage, reasons in facts.drops.items() for reason, n in reasons.items()]
-    for entry in facts.data:
+    for entry in facts.data if "data" not in facts.drops else ():
         label = f"reading {entry.get('name')} {entry.get('split')}"
         rows += [[words(label), words(reason), f"{n:,}"] for reason, n in (entry.get("skipped") or {}).items()]
     return table(["stage", "reason", "rows lost"], rows, [2]) if rows else ""

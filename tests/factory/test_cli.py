@@ -5,14 +5,11 @@ import sys
 
 import pytest
 
+from factory.cli import _USER_ERRORS
+
 PROGRAM = """
 import sys
 from factory.cli import RunStopped, run_cli
-from agents.card import CardError
-from agents.chat import ModelError
-from factory.settings import SettingsError
-from factory.tasks.task import TaskError
-
 def main(argv):
     {body}
 
@@ -24,9 +21,9 @@ def run(body, **options):
     return subprocess.run([sys.executable, "-c", PROGRAM.format(body=body)], capture_output=True, text=True, **options)
 
 
-@pytest.mark.parametrize("kind", ["CardError", "ModelError", "SettingsError", "TaskError"])
-def test_user_errors_are_one_line_and_exit_2(kind):
-    done = run(f"raise {kind}('unknown thing \\'x\\';\\n choose from y')")
+@pytest.mark.parametrize(("module", "kind"), _USER_ERRORS.items())
+def test_user_errors_are_one_line_and_exit_2(module, kind):
+    done = run(f"from {module} import {kind}; raise {kind}('unknown thing \\'x\\';\\n choose from y')")
     assert done.returncode == 2
     assert done.stderr.endswith("error: unknown thing 'x'; choose from y\n")
     assert done.stderr.count("\n") == 1
@@ -67,6 +64,12 @@ def test_interrupt_exits_130():
     done = run("raise KeyboardInterrupt")
     assert done.returncode == 130
     assert done.stderr == "interrupted; continue with the same command\n"
+
+
+def test_saying_an_error_loads_nothing_heavy():
+    done = run("import atexit; atexit.register(lambda: print({'torch', 'transformers', 'matplotlib'} & sys.modules.keys())); "
+               "from factory.tasks.task import TaskError; raise TaskError('x')")  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "set()\n")
 
 
 def test_success_exits_0_and_exit_codes_of_argparse_pass_through():

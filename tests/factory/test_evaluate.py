@@ -8,7 +8,7 @@ from agents.chat import Message, ModelError, Reply, TokenLogprob, Usage
 from agents.constrain import Constraint
 from factory.evaluate import evaluate
 from factory.events import EventLog
-from factory.predictions import calibration, read_predictions, write_predictions
+from factory.predictions import calibration, keep_predictions, read_predictions
 from factory.tasks.task import AnswerError, Example, Score, TaskError
 
 
@@ -144,15 +144,30 @@ def test_known_predictions_are_not_asked_again(tmp_path):
     replies = {"1+1": "2", "2+2": "5", "3+3": "6"}
     whole = evaluate(Sums(), Table(replies), questions, "plain")
     file = tmp_path / "predictions.jsonl"
-    write_predictions(file, whole.predictions[:2])
+    with keep_predictions(file, {"model": 1}) as (known, keep):
+        assert known == []
+        for prediction in whole.predictions[:2]:
+            keep(prediction)
     with file.open("a") as opened:
         opened.write('{"id": "2", "quest')  # torn by a kill
     model = Table(replies)
-    again = evaluate(Sums(), model, questions, "plain", known=read_predictions(file))
+    with keep_predictions(file, {"model": 1}) as (known, keep):
+        again = evaluate(Sums(), model, questions, "plain", known=known, on_prediction=keep)
     assert [r.id for r in model.requests] == ["2"]
     assert [p.model_copy(update={"seconds": 0}) for p in again.predictions] == [
         p.model_copy(update={"seconds": 0}) for p in whole.predictions
     ]
+
+    assert [p.id for p in read_predictions(file)] == ["0", "1", "2"]
+    with keep_predictions(file, {"model": 2}) as (known, _):
+        assert known == []
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    file.write_text('{"id": "1"}\n')
+    with pytest.raises(ValueError, match=r"predictions.jsonl, line 1: not a prediction"):
+        read_predictions(file)
 
 
 def test_a_first_batch_without_answers_stops():
