@@ -90,7 +90,7 @@ class Matcher:
         """llguidance.LLMatcher, for backends that drive it themselves"""
 
     def consume(self, token: int) -> None:
-        """Advance by one token, or by an end-of-text token where the grammar may end. Raises ConstraintError if it is not allowed."""
+        """Advance by one token, or by an end token where the grammar may end. Raises ConstraintError if it is not allowed."""
         if not self.inner.consume_token(token):
             raise ConstraintError(f"token {token} is not allowed by the grammar here: {_first_line(self.inner.get_error())}")
 
@@ -130,7 +130,7 @@ class Engine:
     def __init__(self, tokenizer: Any, vocab_size: int | None = None, eos_ids: Sequence[int] | None = None) -> None:
         """`tokenizer`: a fast Hugging Face tokenizer. `vocab_size`: width of the model's logits (default: the tokenizer's size).
 
-        `eos_ids`: every id that ends a text (default: the tokenizer's). Raises ConstraintError for a slow tokenizer or no end token.
+        `eos_ids`: ids that end a text (default: the tokenizer's). Raises ConstraintError for a slow tokenizer, or no end token.
         """
         from llguidance import LLTokenizer
 
@@ -219,6 +219,8 @@ class Engine:
 
     def failures(self, matchers: Sequence[Matcher | None], mask: NDArray[np.int32]) -> dict[int, str]:
         """Like `fill`, but returns row -> sentence for the rows that failed; their rows of `mask` are all zero."""
+        import numpy as np
+
         if mask.shape[0] < len(matchers) or not mask.flags["C_CONTIGUOUS"] or mask.shape[1] * 32 < self.vocab_size:
             raise ValueError(f"mask of shape {mask.shape} does not fit {len(matchers)} rows of {self.vocab_size} tokens")
         pairs = [(matcher.inner, row) for row, matcher in enumerate(matchers) if matcher is not None]
@@ -233,8 +235,8 @@ class Engine:
         failed = {row: _first_line(inner.get_error()) for inner, row in pairs if inner.is_error()}
         for row in failed:
             mask[row] = 0
-        for row in (~mask[: len(matchers)].any(axis=1)).nonzero()[0].tolist():
-            failed.setdefault(row, "the grammar allows no token here")
+        for stuck in np.flatnonzero(~mask[: len(matchers)].any(axis=1)):
+            failed.setdefault(int(stuck), "the grammar allows no token here")
         return failed
 
 
