@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from agents.card import ADAPTER_FILE, FILE_NAME, Card, CardError, program, weigh
 from agents.chat import ChatModel, ModelError, Reply, Request, Sampling
 from factory.events import EventLog
 from factory.predictions import Evaluation, Prediction, keep_predictions, summarize, write_predictions
+from factory.predictions import calibration as calibration
 from factory.settings import EvaluateSettings, SettingsError, parse
 from factory.tasks.task import AnswerError, DataSource, Dialect, Example, Score, Task, TaskError
 
@@ -175,13 +176,13 @@ class _Asker:
             yield index, _Candidate(reply, answer, error, detail)
 
     def _rank(self, example: Example, candidate: _Candidate) -> int:
-        """2 runs and returns something, 1 runs, 0 decodes, -1 not even that."""
+        """2 is usable (sql: runs and, where there are rows, returns some), 1 runs, 0 decodes, -1 not even that."""
         if candidate.answer is None:
             return -1
-        shown = self.task.show(example, candidate.answer)
-        if "error" in shown:
-            return 0
-        return 2 if any(value is not None for row in shown.get("rows", ()) for value in row) else 1
+        # Without its reference an example is verified by itself: nothing of the right answer may leak into decoding.
+        if self.task.verify(replace(example, reference=None), candidate.answer).ok:
+            return 2
+        return 0 if "error" in self.task.show(example, candidate.answer) else 1
 
     def _prediction(self, example: Example, chosen: _Candidate, number: int) -> Prediction:
         if chosen.answer is None:

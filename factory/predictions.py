@@ -88,7 +88,10 @@ class Evaluation(BaseModel):
 
 
 def summarize(predictions: Sequence[Prediction], model: str, metric: str, dialect: Dialect, decoding: str) -> Evaluation:
-    """The evaluation that these predictions (at least one) amount to."""
+    """The evaluation that these predictions (at least one) amount to.
+
+    `metric` is the headline's usual name; where the data has no such metric, the one that decided is named instead.
+    """
     n = len(predictions)
     correct = sum(p.correct for p in predictions)
     low, high = wilson(correct, n)
@@ -96,6 +99,9 @@ def summarize(predictions: Sequence[Prediction], model: str, metric: str, dialec
     for name in sorted({name for p in predictions for name in p.metrics}):
         values = [p.metrics.get(name, False) for p in predictions if name in p.metrics or p.answer is None]
         metrics[name] = sum(values) / len(values)
+    if metric not in metrics:
+        decoded = [p for p in predictions if p.answer is not None]
+        metric = next((name for name in metrics if all(p.metrics.get(name) == p.correct for p in decoded)), metric)
     return Evaluation(
         model=model,
         metric=metric,

@@ -9,7 +9,7 @@ from agents.constrain import Constraint
 from factory.evaluate import evaluate
 from factory.events import EventLog
 from factory.predictions import calibration, keep_predictions, read_predictions
-from factory.tasks.task import AnswerError, Example, Score, TaskError
+from factory.tasks.task import AnswerError, Example, Score, TaskError, Verdict
 
 
 class Sums:
@@ -32,6 +32,10 @@ class Sums:
         right = answer == example.reference
         parity = int(answer) % 2 == int(example.reference) % 2
         return Score(correct=right, metrics={"equal": right, "parity": parity}, error=None if right else "wrong-sum")
+
+    def verify(self, example, answer):
+        assert example.reference is None  # decoding must not see it
+        return Verdict(ok=int(answer) > 0)
 
     def show(self, example, answer):
         if int(answer) < 0:
@@ -111,6 +115,18 @@ def test_metric_that_does_not_apply_is_left_out_of_its_mean():
 
     result = evaluate(Partly(), Table({"1+1": "4", "2+2": "4"}), examples("1+1", "2+2"), "plain")
     assert result.metrics == {"equal": 0.5, "parity": 1.0}
+
+
+def test_the_metric_that_decided_is_named():
+    class NoRows(Sums):
+        metric = "execution"
+
+        def score(self, example, answer):
+            score = super().score(example, answer)
+            return score.model_copy(update={"metrics": {"a-parity": score.metrics["parity"], "equal": score.correct}})
+
+    assert evaluate(NoRows(), Table({"1+1": "2", "2+2": "6"}), examples("1+1", "2+2"), "plain").metric == "equal"
+    assert evaluate(NoRows(), Table({"1+1": "x"}), examples("1+1"), "plain").metric == "execution"
 
 
 def test_execution_guided_takes_the_first_that_runs_and_returns_something():
