@@ -92,7 +92,7 @@ class TransformersModel:
         base, adapter = _check_directory(path)
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
+        from transformers.utils import logging as chatter
 
         device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -102,8 +102,8 @@ class TransformersModel:
         dtype = getattr(torch, options.dtype if options.dtype != "auto" else "float32" if device == "cpu" else "bfloat16")
         place: dict[str, Any] = {"trust_remote_code": False}
         has_tokenizer = adapter is not None and (adapter / "tokenizer_config.json").is_file()
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
+        bars = chatter.is_progress_bar_enabled()
+        chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             revision = {"revision": options.revision}
             AutoConfig.from_pretrained(base, **place, **revision)
@@ -118,7 +118,7 @@ class TransformersModel:
             ) from None
         finally:
             if bars:
-                logging.enable_progress_bar()
+                chatter.enable_progress_bar()  # type: ignore[no-untyped-call]
         if adapter is not None:
             from peft import PeftModel
 
