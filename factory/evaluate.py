@@ -12,11 +12,11 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from agents.card import ADAPTER_FILE, FILE_NAME, Card, CardError, program, weight_files
 from agents.chat import ChatModel, ModelError, Reply, Request, Sampling
@@ -34,6 +34,13 @@ WINDOW = 16
 
 MODEL_ERROR = "model-error"
 CUT_OFF = "cut-off"
+
+
+@runtime_checkable
+class CountsUnconstrained(Protocol):
+    """A model that may have to leave constraints away (an endpoint) and counts it, by kind of constraint."""
+
+    unconstrained: Mapping[str, int]
 
 
 def evaluate(
@@ -84,8 +91,12 @@ def evaluate(
                 progress.advance()
                 if failed == len(done) >= min(batch, len(examples)):
                     raise ModelError(f"{model.name}: not one of the first {failed} questions got an answer ({prediction.detail})")
+        free = sum(model.unconstrained.values()) if isinstance(model, CountsUnconstrained) else 0
+        if free:
+            constrained = False
+            progress.warn(f"{free} requests went out without their grammar: the server does not take it")
         result = summarize([done[e.id] for e in examples], model.name, task.metric, dialect,
-                           decoding_name(constrained, execution_guided))  # fmt: skip
+                           decoding_name(constrained, execution_guided), constrained)  # fmt: skip
         if result.truncated:
             progress.warn(f"{result.truncated} of {result.n} prompts were cut to fit the model's context")
         if result.cut:
@@ -238,12 +249,14 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
         limit=settings.limit,
         seed=settings.seed,
     )
-    split = settings.split if settings.split is not None else task.validation_split(source)
+    own = "all" if settings.db is not None else task.validation_split(source)
+    split = settings.split if settings.split is not None else own
     examples, data = task.load(source.model_copy(update={"split": split}))
     same = settings.model_dump(mode="json", exclude={"json_file", "batch"})
     identity = {"settings": same, "data": data.sha256, "weights": _stamp(path), "version": program()}
     with _kept(settings.json_file, identity) as (known, keep):
-        model = open_model(settings.model)
+        at_once = "in_flight" if settings.model.startswith(("http://", "https://")) else "batch"
+        model = open_model(settings.model, **{at_once: settings.batch})
         try:
             result = evaluate(
                 task,
@@ -273,7 +286,7 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
             "errors_by_kind": result.errors_by_kind,
             "model_bytes": model_bytes(path),
             "model": settings.model,
-            "constrained": settings.constrained,
+            "constrained": result.constrained,
             "decoding": result.decoding,
             "version": program(),
         }

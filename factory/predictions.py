@@ -61,6 +61,8 @@ class Evaluation(BaseModel):
     model: str
     metric: str
     decoding: str
+    constrained: bool
+    """whether every answer was decoded under its grammar"""
     dialect: Dialect
     n: int
     score: float
@@ -87,7 +89,9 @@ class Evaluation(BaseModel):
         return self.model_dump(mode="json", exclude={"predictions"})
 
 
-def summarize(predictions: Sequence[Prediction], model: str, metric: str, dialect: Dialect, decoding: str) -> Evaluation:
+def summarize(
+    predictions: Sequence[Prediction], model: str, metric: str, dialect: Dialect, decoding: str, constrained: bool
+) -> Evaluation:
     """The evaluation that these predictions (at least one) amount to.
 
     `metric` is the headline's usual name; where the data has no such metric, the one that decided is named instead.
@@ -106,6 +110,7 @@ def summarize(predictions: Sequence[Prediction], model: str, metric: str, dialec
         model=model,
         metric=metric,
         decoding=decoding,
+        constrained=constrained,
         dialect=dialect,
         n=n,
         score=correct / n,

@@ -1,6 +1,7 @@
 """`evaluate` on a toy task (answers are numbers) with a model that replies from a table."""
 
 import math
+from collections import Counter
 
 import pytest
 
@@ -105,6 +106,15 @@ def test_requests_are_greedy_and_constrained_as_asked(constrained):
     assert (request.sampling.temperature, request.sampling.max_tokens, request.sampling.logprobs) == (0.0, 9, True)
     assert (request.constraint is not None) is constrained
     assert result.decoding == f"greedy, {'constrained' if constrained else 'unconstrained'}"
+
+
+def test_a_server_that_takes_no_grammar_is_not_called_constrained():
+    server = Table({"1+1": "2"})
+    server.unconstrained = Counter({"lark": 1})
+    log = EventLog()
+    result = evaluate(Sums(), server, examples("1+1"), "plain", events=log)
+    assert (result.constrained, result.decoding) == (False, "greedy, unconstrained")
+    assert any("without their grammar" in e["message"] for e in log.events if e["kind"] == "warning")
 
 
 def test_metric_that_does_not_apply_is_left_out_of_its_mean():

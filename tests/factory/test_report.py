@@ -43,7 +43,7 @@ def predictions(n, right, hostile=False):
 
 
 def entry(n, right, **more):
-    return summarize(predictions(n, right), "some/model", "execution", "compact", DECODING).summary() | more
+    return summarize(predictions(n, right), "some/model", "execution", "compact", DECODING, True).summary() | more
 
 
 @pytest.fixture
