@@ -1,6 +1,6 @@
 """Rows of text -> token ids with a completion mask -> batches of tensors.
 
-Does: tokenize prompt and completion apart and join them, count and leave out rows that are too long, draw batches of similar length.
+Does: tokenize prompt and completion apart and join them, leave out and count rows that are too long, draw batches of like length.
 Does not: choose rows (`rows.py`), know losses, or pack several rows into one sequence.
 Module of torch code; imported by the trainer only.
 """
@@ -120,8 +120,8 @@ def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int)
             row_ids.append(str(row.get("id", start + len(row_ids))))
     if not kept:
         raise DatasetError(
-            f"all {len(rows)} rows were dropped ({_counts(dropped)}): the longest has {longest} tokens and max_length is {max_length}; "
-            "raise --max-length"
+            f"all {len(rows)} rows were dropped ({_counts(dropped)}): the longest has {longest} tokens and max_length is "
+            f"{max_length}; raise --max-length"
         )
     offsets = np.zeros(len(kept) + 1, np.int64)
     np.cumsum([len(ids) for ids in kept], out=offsets[1:])

@@ -4,8 +4,8 @@ Does: weighted cross-entropy; forward KL, reverse KL and Jensen-Shannon on top-k
 Does not: run models or choose positions. Module of torch code; imported by the trainer only.
 
 The tail: a stored row gives log-probabilities of the teacher's k best tokens. What is left of its probability is one more
-bucket, compared with the student's probability of all other tokens, so both sides are distributions over k + 1 outcomes and
-every divergence is exact on them: a lower bound of the full-vocabulary one (merging outcomes never raises a divergence), equal at k = V.
+bucket, compared with the student's probability of all other tokens, so both sides are distributions over k + 1 outcomes. Merging
+outcomes never raises a divergence, so each is a lower bound of the full-vocabulary one, and equal to it at k = V.
 """
 
 from __future__ import annotations

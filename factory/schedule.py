@@ -1,6 +1,6 @@
 """How long training goes on and how fast it learns at each step, fitted to a time budget and remembered on disk.
 
-Does: learning-rate factor per step, points where checkpoints are scored, fitting the number of steps to the minutes that are left.
+Does: learning-rate factor per step, steps at which candidates are scored, fitting the number of steps to the minutes left.
 Does not: train or look at a model.
 """
 

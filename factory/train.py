@@ -6,7 +6,6 @@ Does not: score (the caller's function does), merge (`merge.py`), or store the t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.checkpoints import Candidates, Scored, newest, step_of
-from factory.events import EventLog, Stage
+from factory.events import EventLog
 from factory.schedule import Decay, Schedule
 from factory.settings import Adapter, Divergence, Method
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from factory.durable import Durable
 
 
 class TrainError(Exception):
@@ -69,7 +70,7 @@ class TrainJob:
     topk_dir: Path | None = None
     """stored teacher log-probabilities (method logits)"""
     teacher: Any = None
-    """local transformers model or its directory (method on-policy)"""
+    """(model, tokenizer) of a local teacher, or its directory (method on-policy)"""
     max_new_tokens: int = 128
     """longest text the student writes for the teacher to grade (method on-policy)"""
 
@@ -98,10 +99,6 @@ def train(job: TrainJob, events: EventLog, score_checkpoint: Callable[[Path], fl
     DatasetError. Under `accelerate launch` every process calls it; only the main one writes and scores.
     """
     with quiet():
-        if job.method == "on-policy":
-            from factory.onpolicy import train_on_policy
-
-            return train_on_policy(job, events, score_checkpoint)
         return _train(job, events, score_checkpoint)
 
 
@@ -110,64 +107,79 @@ def _train(job: TrainJob, events: EventLog, score: Callable[[Path], float] | Non
 
     from transformers import set_seed
 
-    from factory.dataset import tokenize
-    from factory.trainer import Loss, Pace, StudentTrainer
+    from factory.course import Pace
 
     started = time.monotonic()
-    if job.method == "logits" and job.topk_dir is None:
-        raise TrainError("method 'logits' needs stored teacher log-probabilities; store them first or choose method 'sft'")
     set_seed(job.seed)
     tokenizer = load_tokenizer(job.base_dir)
-    rows = tokenize(job.rows, tokenizer, job.max_length)
-    store = None
-    if job.method == "logits":
-        from factory.topk import TopkStore
-
-        assert job.topk_dir is not None
-        store = TopkStore.open(job.topk_dir)
-        rows = store.keep(rows)
-    model = open_model_for_training(job.base_dir, job.adapter, job.rank, job.seed)
-    args = training_arguments(job, model)
-    checkpoints = Path(args.output_dir)
-    per_epoch = math.ceil(math.ceil(len(rows) / (job.batch * args.world_size)) / job.accumulate)
-    planned = max(1, math.ceil(job.epochs * per_epoch))
-    args.max_steps = planned
+    trainer, rows, dropped = _on_policy(job, tokenizer) if job.method == "on-policy" else _supervised(job, tokenizer)
+    args = trainer.args
     main = args.process_index == 0
-    schedule = Schedule.open(job.out_dir / "schedule.json", planned, job.warmup, job.decay)
-    if not main:
-        schedule.path = None
-    resume = newest(checkpoints)
-    done = step_of(resume) if resume is not None else 0
-    if resume is None:
-        # Without a checkpoint nothing was learned: measured speed and scores of a run that died before are void.
-        schedule = Schedule.open(None, planned, job.warmup, job.decay)
-        schedule.path = job.out_dir / "schedule.json" if main else None
+    planned = steps_planned(rows, job.batch * args.world_size, job.accumulate, job.epochs)
+    args.max_steps = planned
+    resume = newest(Path(args.output_dir))
+    path = job.out_dir / "schedule.json"
+    # Without a checkpoint nothing was learned: the measured speed of a run that died before is void.
+    schedule = Schedule.open(path if resume is not None else None, planned, job.warmup, job.decay)
+    schedule.path = path if main else None
     candidates = Candidates.open(job.out_dir / "candidates")
+    done = step_of(resume) if resume is not None else 0
     with events.stage("train", total=schedule.total, unit="steps", done=done) as stage:
-        for reason, n in rows.dropped.items():
+        for reason, n in dropped.items():
             stage.drop(reason, n)
         pace = Pace(schedule, job.checkpoints, job.minutes, job.save_every, started, schedule.spent_s)
-        loss = Loss(job.divergence, job.distill_weight if store is not None else 0.0)
-        trainer = StudentTrainer(
-            model, args, rows, tokenizer, loss, pace, stage, candidates, score, store, job.prompt_loss, job.ema_decay
-        )
+        trainer.attach(pace, stage, candidates, score, job.ema_decay)
         course = trainer.run(resume)
     best = candidates.best
-    assert best is not None, "the last step is always a candidate"
-    state = trainer.state
+    if best is None:
+        raise TrainError(f"{job.out_dir} holds a finished training without a candidate; remove it and train again")
     return TrainResult(
         best_dir=candidates.path(best),
         best_step=best.step,
         best_score=best.score,
         final_loss=course.losses[-1][1] if course.losses else float("nan"),
-        steps=state.global_step,
-        tokens=state.num_input_tokens_seen,
+        steps=trainer.state.global_step,
+        tokens=int(trainer.state.num_input_tokens_seen),
         tokens_per_s=round(course.tokens_per_s or 0.0, 1),
         losses=course.losses,
         scores=candidates.scored,
-        rows=len(rows),
-        dropped=rows.dropped,
+        rows=rows,
+        dropped=dropped,
     )
+
+
+def steps_planned(rows: int, batch: int, accumulate: int, epochs: float) -> int:
+    """Optimizer steps of `epochs` passes; the last, smaller batch of a pass counts as one."""
+    return max(1, math.ceil(epochs * math.ceil(math.ceil(rows / batch) / accumulate)))
+
+
+def _supervised(job: TrainJob, tokenizer: Any) -> tuple[Durable, int, dict[str, int]]:
+    from factory.dataset import tokenize
+    from factory.trainer import Loss, StudentTrainer
+
+    rows = tokenize(job.rows, tokenizer, job.max_length)
+    store = None
+    if job.method == "logits":
+        from factory.topk import TopkStore
+
+        if job.topk_dir is None:
+            raise TrainError("method 'logits' needs stored teacher log-probabilities; store them first or choose method 'sft'")
+        store = TopkStore.open(job.topk_dir)
+        rows = store.keep(rows, len(tokenizer))
+    model = open_model_for_training(job.base_dir, job.adapter, job.rank, job.seed)
+    loss = Loss(job.divergence, job.distill_weight if store is not None else 0.0)
+    trainer = StudentTrainer(model, training_arguments(job, model), rows, tokenizer, loss, store, job.prompt_loss)
+    return trainer, len(rows), rows.dropped
+
+
+def _on_policy(job: TrainJob, tokenizer: Any) -> tuple[Durable, int, dict[str, int]]:
+    from factory.onpolicy import OnPolicyTrainer, check_teacher, prompts
+
+    teacher = check_teacher(job.teacher, tokenizer)
+    rows, dropped = prompts(job.rows, tokenizer, job.max_length - job.max_new_tokens)
+    model = open_model_for_training(job.base_dir, job.adapter, job.rank, job.seed)
+    args = training_arguments(job, model)
+    return OnPolicyTrainer.build(model, teacher, args, rows, tokenizer, job.divergence, job.max_new_tokens), len(rows), dropped
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -276,12 +288,18 @@ def has_bf16() -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, telemetry or warnings of the libraries inside; what they were before, after."""
+    import logging as standard_logging
     import warnings
 
     import transformers
+    from huggingface_hub import constants
     from transformers.utils import logging
 
-    names = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
+    names = {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    telemetry, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
+    noisy = standard_logging.getLogger("bitsandbytes")
+    noisy_level = noisy.level
+    noisy.setLevel(standard_logging.ERROR)
     before = {name: os.environ.get(name) for name in names}
     level, bars = transformers.logging.get_verbosity(), logging.is_progress_bar_enabled()
     os.environ.update(names)
@@ -292,6 +310,8 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = telemetry
+        noisy.setLevel(noisy_level)
         transformers.logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
