@@ -135,6 +135,7 @@ class OpenAIServer:
 
     def _run(self, ready: threading.Event) -> None:
         loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
         self._loop = loop
         self._server = loop.run_until_complete(asyncio.start_server(self._connection, "127.0.0.1", self.port, backlog=512))
         self.port = self._server.sockets[0].getsockname()[1]

