@@ -128,7 +128,11 @@ def _ask_chunk(
     with closing(_replies(teacher, chunk)) as replies:
         for index, reply in replies:
             ask = chunk[index]
-            if reply.stop_reason == "error":
+            failed = reply.stop_reason == "error"
+            cost = None if failed and not reply.usage.prompt_tokens else plan.cost(reply.usage, ask.request)
+            stats.cost_usd += cost or 0.0
+            stats.spent_usd += cost or 0.0
+            if failed:
                 streak += 1
                 stats.failed += 1
                 stats.errors[reply.error or "unknown error"] += 1
@@ -137,15 +141,12 @@ def _ask_chunk(
                     return
             else:
                 streak = 0
-                cost = plan.cost(reply.usage, ask.request)
                 seed = ask.request.sampling.seed
                 answer = from_reply(reply, ask.key, plan.name, plan.revision, purpose, seed, cost)
                 ledger.record(answer)
                 stats.answered += 1
                 stats.prompt_tokens += reply.usage.prompt_tokens
                 stats.completion_tokens += reply.usage.completion_tokens
-                stats.cost_usd += cost or 0.0
-                stats.spent_usd += cost or 0.0
                 settle(ask, answer)
             stage.advance(len(ask.owners))
 
