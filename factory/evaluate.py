@@ -249,8 +249,9 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
         limit=settings.limit,
         seed=settings.seed,
     )
-    own = "all" if settings.db is not None else task.validation_split(source)
-    split = settings.split if settings.split is not None else own
+    split = settings.split
+    if split is None:
+        split = "all" if settings.db is not None else task.validation_split(source)
     examples, data = task.load(source.model_copy(update={"split": split}))
     same = settings.model_dump(mode="json", exclude={"json_file", "batch"})
     identity = {"settings": same, "data": data.sha256, "weights": _stamp(path), "version": program()}
