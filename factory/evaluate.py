@@ -64,7 +64,7 @@ def evaluate(
 
     `execution_guided` k > 1 asks, where the greedy answer does not run or returns nothing, for k - 1 more at `temperature`
     and takes the first that does (Wang et al. 2018). `known` are predictions of an interrupted evaluation with the same
-    settings; they are not asked again. Raises TaskError for no examples, one without reference or two with one id;
+    settings; they are not asked again unless the model failed. Raises TaskError for no examples, one without reference or two with one id;
     ModelError when a whole first batch gets no answer.
     """
     if not examples:
@@ -76,7 +76,7 @@ def evaluate(
     if len(wanted) < len(examples):
         twice = Counter(example.id for example in examples).most_common(1)[0][0]
         raise TaskError(f"two questions have the id {twice!r}; give each its own")
-    done = {prediction.id: prediction for prediction in known if prediction.id in wanted}
+    done = {prediction.id: prediction for prediction in known if prediction.id in wanted and prediction.error != MODEL_ERROR}
     asker = _Asker(task, model, dialect, constrained, execution_guided, max_tokens, temperature, seed)
     log = events if events is not None else EventLog()
     with log.stage(stage, total=len(examples), unit="questions", done=len(done)) as progress:

@@ -173,11 +173,14 @@ def test_an_adapter_weighs_its_base_too(tmp_path):
 
 
 def test_a_dead_endpoint_is_an_error_not_a_score_of_zero(monkeypatch, opened, tmp_path):
+    settings = EvaluateSettings(model="http://localhost:1/v1#m", task="sums", json=tmp_path / "s.json")
     dead = Scripted([Reply(stop_reason="error", error="connection refused")], name="m", repeat=True)
-    monkeypatch.setattr("agents.models.open_model", lambda spec, **options: dead)
-    with pytest.raises(ModelError, match="connection refused"):
-        evaluate_model(EvaluateSettings(model="http://localhost:1/v1#m", task="sums", json=tmp_path / "s.json"))
+    with monkeypatch.context() as first:
+        first.setattr("agents.models.open_model", lambda spec, **options: dead)
+        with pytest.raises(ModelError, match="connection refused"):
+            evaluate_model(settings)
     assert not (tmp_path / "s.json").exists()
+    assert evaluate_model(settings)[0].score == 0.8  # failures are asked again
 
 
 @pytest.mark.parametrize(
