@@ -64,8 +64,10 @@ def evaluate(
 
     `execution_guided` k > 1 asks, where the greedy answer does not run or returns nothing, for k - 1 more at `temperature`
     and takes the first that does (Wang et al. 2018). `known` are predictions of an interrupted evaluation with the same
-    settings; they are not asked again unless the model failed. Raises TaskError for no examples, one without reference or two with one id;
-    ModelError when a whole first batch gets no answer.
+    settings; they are not asked again unless the model failed.
+
+    Raises TaskError for no examples, one without reference or two with one id; ModelError when none of the first `batch`
+    questions gets an answer.
     """
     if not examples:
         raise TaskError("there are no questions to score; check --split and --limit")
