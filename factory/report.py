@@ -122,24 +122,27 @@ def summary(facts: RunFacts) -> list[str]:
     ]
     if untrained := facts.scores.get("untrained"):
         if low > untrained["high"]:
-            out.append(f"Untrained it answered {percent(untrained['score'])}: training is what made the difference.")
+            out.append(f"Untrained it answered {_of(untrained, student)}: training is what made the difference.")
         else:
-            out.append(f"That is not clearly better than untrained ({percent(untrained['score'])}): training did not help.")
+            out.append(f"That is not clearly better than untrained ({_of(untrained, student)}): training did not help.")
     if teacher := facts.scores.get("teacher"):
         if high < teacher["low"]:
             share = f", of which it keeps {percent(score / teacher['score'])}" if teacher["score"] else ""
-            out.append(f"Its teacher answers {percent(teacher['score'])}{share}.")
+            out.append(f"Its teacher answers {_of(teacher, student)}{share}.")
         elif low > teacher["high"]:
-            out.append(f"It is better than its teacher, which answers {percent(teacher['score'])}.")
+            out.append(f"It is better than its teacher, which answers {_of(teacher, student)}.")
         else:
-            out.append(
-                f"It cannot be told apart from its teacher, which answers {percent(teacher['score'])}: the intervals overlap."
-            )
+            out.append(f"It cannot be told apart from its teacher, which answers {_of(teacher, student)}: the intervals overlap.")
     out.append(_verdict(score))
     if student.get("errors_by_kind"):
         kind, n = max(student["errors_by_kind"].items(), key=lambda pair: pair[1])
         out.append(f"Its most frequent error is {kind} ({n:,} of {sum(student['errors_by_kind'].values()):,} wrong answers).")
     return out
+
+
+def _of(other: Mapping[str, Any], student: Mapping[str, Any]) -> str:
+    """A score, with the number of questions where it is not the student's."""
+    return percent(other["score"]) + ("" if other["n"] == student["n"] else f" of {other['n']:,} questions")
 
 
 def _verdict(score: float) -> str:

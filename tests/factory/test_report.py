@@ -202,6 +202,12 @@ def test_the_summary_follows_the_numbers(tmp_path, student, untrained, teacher, 
     assert says in " ".join(summary(facts))
 
 
+def test_another_number_of_questions_is_said(tmp_path):
+    facts = gather(tmp_path)
+    facts.scores = {"teacher": entry(64, 60), "student": entry(100, 50)}
+    assert "Its teacher answers 93.8 % of 64 questions, of which it keeps 53.3 %." in summary(facts)
+
+
 def test_next_command_is_quoted(tmp_path):
     facts = gather(tmp_path / "a run")
     facts.config = {"task": "sql", "db": "my data.sqlite"}
