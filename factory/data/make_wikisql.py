@@ -1,7 +1,8 @@
 """Make the bundled part of WikiSQL out of a directory that holds all of it.
 
-Does: keep the train questions whose form selects a row of a table with rows, and all questions of the validation part `xdev`; keep only
-the tables they ask about; write the same file layout, xz -9e, byte for byte the same on every run; copy the licence files.
+Does: keep the train questions whose form selects a row of a table with rows, and all questions of the validation part
+`xdev`; keep only the tables they ask about; write the same file layout, xz -9e, byte for byte the same on every run; copy the
+licence files.
 Does not: change a question, a table or a logical form.
 
     python -m factory.data.make_wikisql DATA_DIR [--out factory/data/wikisql]
@@ -57,7 +58,9 @@ def make(data_dir: Path, out: Path) -> dict[str, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="make the bundled part of WikiSQL")
     parser.add_argument("data_dir", type=Path, help="directory with train.jsonl.xz, tables_train.jsonl.xz and the licence files")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "wikisql", help="directory to write (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "wikisql", help="directory to write; default: %(default)s"
+    )
     args = parser.parse_args()
     try:
         counts = make(args.data_dir, args.out)

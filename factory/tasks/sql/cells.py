@@ -26,7 +26,7 @@ COLLATION = "ALNUM"
 
 
 def number_text(text: str) -> str | None:
-    """The number that `text` is as a whole, written as SQL reads it: "$1,000" -> "1000", "- 5 %" -> "-5"; None when it is not one."""
+    """The number that `text` is as a whole, as SQL reads it: "$1,000" -> "1000", "- 5 %" -> "-5"; None when it is not one."""
     if not text or len(text) > 40:
         return None
     found = _NUMBER.fullmatch(text)
@@ -37,7 +37,7 @@ def number_text(text: str) -> str | None:
 
 
 def number(text: str) -> float | None:
-    """The number that `text` is as a whole, thousands separators and signs around it (money, percent, quotes) ignored; None when it is not one."""
+    """The number that `text` is as a whole, thousands separators and signs around it (money, percent) ignored; else None."""
     digits = number_text(text)
     return None if digits is None else float(digits)
 

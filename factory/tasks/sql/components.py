@@ -18,7 +18,7 @@ VALUE = "?"
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison: the left side, the operator ("=", "NOT IN", …) and the right side as normalised text; `value` when that is a literal."""
+    """One comparison as normalised text: left side, operator ("eq", "not in", …), right side; `literal` when that is a value."""
 
     left: str
     operator: str
@@ -145,7 +145,9 @@ def _query(tree: Any, names: _Names, outer: Scope) -> Parts:
         where=frozenset(_conditions(tree.args.get("where"), names, scope, local, {})),
         having=frozenset(_conditions(tree.args.get("having"), names, scope, local, aliases)),
         ors=ors,
-        group=frozenset(_text(e, names, scope, local, aliases) for e in (tree.args["group"].expressions if tree.args.get("group") else ())),
+        group=frozenset(
+            _text(e, names, scope, local, aliases) for e in (tree.args["group"].expressions if tree.args.get("group") else ())
+        ),
         order=_order(tree, names, scope, local, aliases),
         limit=_limit(tree, names),
         set_operation="",
@@ -217,11 +219,13 @@ def _condition(tree: Any, negated: bool, text: Any) -> Condition:
         return Condition(text(left), prefix + operator, text(right), _is_literal(right))
     if isinstance(tree, exp.In):
         query = tree.args.get("query")
-        right = text(query) if query is not None else ", ".join(sorted(text(e) for e in tree.expressions))
-        return Condition(text(tree.this), prefix + "in", right, query is None)
+        choice = text(query) if query is not None else ", ".join(sorted(text(e) for e in tree.expressions))
+        return Condition(text(tree.this), prefix + "in", choice, query is None)
     if isinstance(tree, exp.Between):
         low, high = tree.args["low"], tree.args["high"]
-        return Condition(text(tree.this), prefix + "between", f"{text(low)} and {text(high)}", _is_literal(low) and _is_literal(high))
+        return Condition(
+            text(tree.this), prefix + "between", f"{text(low)} and {text(high)}", _is_literal(low) and _is_literal(high)
+        )
     return Condition("", prefix + type(tree).key, text(tree), False)
 
 

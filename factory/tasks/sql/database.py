@@ -100,7 +100,7 @@ class Database:
             return self._kept_values[column]
 
     def execute(self, sql: str, limits: Limits = LIMITS) -> Result:
-        """Run one reading statement; raises ExecError, whose kind is does-not-run, time-out, too-many-rows, not-read-only or too-large."""
+        """Run one reading statement. Raises ExecError: does-not-run, time-out, too-many-rows, not-read-only or too-large."""
         return self._sandbox().run(sql, limits)
 
     def check(self, sql: str) -> None:

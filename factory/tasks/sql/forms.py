@@ -1,6 +1,6 @@
 """WikiSQL's logical form and its SQL: SELECT [aggregate](column) FROM t WHERE column op value AND …
 
-Does: write a form as canonical SQL, read SQL back into a form (own fast path for canonical text, sqlglot for any other), compare forms.
+Does: write a form as canonical SQL, read SQL back into a form (a fast path for canonical text, sqlglot for any other), compare.
 Does not: read files (`wikisql.py`) or handle joins, groups and the rest of SQL (`components.py`).
 """
 
@@ -72,7 +72,7 @@ def from_sql(sql: str, schema: Schema) -> Form | None:
 
 
 def same_form(one: Form, two: Form, schema: Schema) -> bool:
-    """Equal column, aggregate and set of conditions; values ignore case, and numbers compare as numbers where `literal` writes them bare."""
+    """Equal column, aggregate and set of conditions; values ignore case, or are numbers where `literal` writes them bare."""
     return (one.sel, one.agg, condition_keys(one, schema)) == (two.sel, two.agg, condition_keys(two, schema))
 
 

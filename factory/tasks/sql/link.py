@@ -34,12 +34,12 @@ INDEXES_KEPT = 256
 
 _TOKEN = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+|[0-9]+(?:\.[0-9]+)?|[^\W\d_]+")
 _DIGITS = frozenset("0123456789.")
-_STOP = frozenset(
-    """a about after all an and any are as at be been before between both but by can could did do does each from for had has have he her
-    his how i if in into is it its many me more most much name not of on or other over s she show so some t tell than that the their
-    them there these they this those to total under up was we were what when where which while who whom whose why will with would you
-    your""".split()
-)
+_STOP_WORDS = """
+    a about after all an and any are as at be been before between both but by can could did do does each from for had has have
+    he her his how i if in into is it its many me more most much name not of on or other over s she show so some t tell than that
+    the their them there these they this those to total under up was we were what when where which while who whom whose why will
+    with would you your"""
+_STOP = frozenset(_STOP_WORDS.split())
 """Words that are values only by accident when they stand alone."""
 
 
@@ -53,7 +53,7 @@ class _Token:
 
 @dataclass(frozen=True)
 class _Index:
-    """Normalised text or number -> (column, value as stored); `longest` in tokens; `names` are the words of each column's name."""
+    """Normalised text or number -> (column, value as stored); `longest` in tokens; `names`: the words of each column's name."""
 
     texts: dict[str, list[tuple[int, str]]]
     numbers: dict[float, list[tuple[int, str]]]
@@ -101,7 +101,7 @@ def _choose(found: list[_Candidate]) -> list[_Candidate]:
     kept: list[_Candidate] = []
     for one in sorted(found, key=lambda c: (-c.tokens, c.numeric, -c.mentioned, c.start, c.column)):
         same = taken[one.column]
-        covered = any(other.start <= one.start and one.end <= other.end or other.value == one.value for other in same)
+        covered = any((o.start <= one.start and one.end <= o.end) or o.value == one.value for o in same)
         crowded = columns_of[one.start] >= (PER_NUMBER if one.numeric else PER_TEXT)
         if covered or crowded or len(same) == PER_COLUMN or len(kept) == PER_QUESTION:
             continue

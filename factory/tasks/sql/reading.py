@@ -16,6 +16,7 @@ from typing import Any
 from factory.tasks.task import TaskError
 
 SUFFIXES = (".jsonl.xz", ".jsonl")
+_ID = b'{"id":"'
 
 
 class Fingerprint:
@@ -55,11 +56,17 @@ def read_json(path: Path, seen: Fingerprint) -> Any:
         raise TaskError(f"{path}: not valid JSON ({error}); expected the data set's own file") from None
 
 
-def read_lines(path: Path, seen: Fingerprint) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of a JSONL file, blank lines left out; raises TaskError naming file and line."""
+def read_lines(path: Path, seen: Fingerprint, ids: set[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of a JSONL file, blank lines left out; raises TaskError naming file and line.
+
+    With `ids`, lines that begin with another "id" are passed over unread: a validation part needs few of the tables."""
     for n, line in enumerate(read_bytes(path, seen).split(b"\n"), start=1):
         if not line.strip():
             continue
+        if ids is not None and line.startswith(_ID):
+            id = line[len(_ID) : line.find(b'"', len(_ID))]
+            if b"\\" not in id and id.decode("utf-8", "replace") not in ids:
+                continue
         try:
             row = json.loads(line)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -86,7 +93,7 @@ def text_field(path: Path, n: int, row: dict[str, Any], *names: str) -> str:
 
 
 def question_files(data_dir: Path) -> dict[str, Path]:
-    """Name -> file of every question file (NAME.jsonl.xz or NAME.jsonl) of a directory; raises TaskError without the directory."""
+    """Name -> file of every question file (NAME.jsonl[.xz]) of a directory; raises TaskError when there is no directory."""
     if not data_dir.is_dir():
         raise TaskError(f"--data-dir {data_dir}: no such directory; give the one that holds NAME.jsonl.xz")
     found: dict[str, Path] = {}

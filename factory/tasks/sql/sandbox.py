@@ -72,14 +72,15 @@ _CAPS = {
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
 
-FUNCTIONS = frozenset(
-    """abs avg ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time current_timestamp date datetime
-    dense_rank exp first_value floor glob group_concat hex ifnull iif instr json_array_length json_extract json_type
-    json_valid -> ->> julianday lag last_value lead length like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif
-    octet_length percent_rank pi pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr
-    substring sum time total trim trunc typeof unicode unixepoch upper""".split()
-)
-"""Functions a statement may call. Absent on purpose: load_extension, randomblob, zeroblob, random and whatever is added to a build."""
+_ALLOWED = """
+    abs avg ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time current_timestamp date datetime
+    dense_rank exp first_value floor glob group_concat hex ifnull iif instr json_array_length json_extract json_type json_valid
+    -> ->> julianday lag last_value lead length like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif octet_length
+    percent_rank pi pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum time
+    total trim trunc typeof unicode unixepoch upper"""
+FUNCTIONS = frozenset(_ALLOWED.split())
+"""Functions a statement may call. Absent on purpose: load_extension, randomblob, zeroblob, random, printf (it writes a width of
+two thousand million digits by digit) and whatever is added to a build."""
 
 _FIRST_WORD = re.compile(r"(?>(?>\s|;|--[^\n]*\n|/\*.*?\*/)*)([A-Za-z]*)", re.DOTALL)
 _READING = ("SELECT", "WITH", "VALUES")
@@ -108,7 +109,9 @@ class Sandbox:
             f"hard_heap_limit={HEAP_BYTES}",
         ):
             connection.execute(f"PRAGMA {pragma}").fetchall()
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # wide tables must be read in before columns are capped
+        connection.execute(
+            "SELECT count(*) FROM sqlite_master"
+        ).fetchall()  # wide tables must be read in before columns are capped
         for limit, value in _CAPS.items():
             connection.setlimit(limit, value)
         for name, arity, function in (
@@ -230,10 +233,10 @@ def _refuse_other_statements(sql: str) -> None:
 
 
 _INTERNAL = ("sqlite_", "pragma_", "dbstat")
-_OTHER_STATEMENTS = frozenset(
-    """ALTER ANALYZE ATTACH BEGIN COMMIT CREATE DELETE DETACH DROP END EXPLAIN INSERT PRAGMA REINDEX RELEASE REPLACE ROLLBACK
-    SAVEPOINT UPDATE VACUUM""".split()
-)
+_WRITING = """
+    ALTER ANALYZE ATTACH BEGIN COMMIT CREATE DELETE DETACH DROP END EXPLAIN INSERT PRAGMA REINDEX RELEASE REPLACE ROLLBACK
+    SAVEPOINT UPDATE VACUUM"""
+_OTHER_STATEMENTS = frozenset(_WRITING.split())
 
 
 def _decode(data: bytes) -> str:

@@ -40,7 +40,9 @@ def score(database: Database, answer: str, reference: str | None) -> Score:
         metrics["execution"] = result is not None and _agree(database, answer, result, reference, wanted)
     if database.schema.single:
         one, two = forms.from_sql(answer, database.schema), forms.from_sql(reference, database.schema)
-        metrics["logical_form"] = fault is None and one is not None and two is not None and forms.same_form(one, two, database.schema)
+        metrics["logical_form"] = (
+            fault is None and one is not None and two is not None and forms.same_form(one, two, database.schema)
+        )
     else:
         metrics["exact_set"] = fault is None and _same_sets(database, answer, reference, values=False)
         metrics["exact_set_values"] = fault is None and _same_sets(database, answer, reference, values=True)
@@ -177,4 +179,3 @@ def _says_something(result: Result) -> bool:
 
 def _same_sets(database: Database, answer: str, reference: str, *, values: bool) -> bool:
     return same_parts(parts(answer, database.schema, values=values), parts(reference, database.schema, values=values))
-

@@ -21,8 +21,8 @@ BUNDLED = Path(__file__).parents[2] / "data" / "wikisql"
 DEFAULT = "wikisql"
 
 DATASETS: dict[str, str] = {
-    "wikisql": "single tables, 42,413 questions bundled (train 41,459, xdev 954 + 102 without a result); BSD-3-Clause, rows CC BY-SA",
-    "spider": "many tables, 7,000 questions over 140 schemas without rows; CC BY-SA 4.0; needs --data-dir; splits train, xdev, all",
+    "wikisql": "single tables, bundled: 41,459 questions in split train, 1,056 in xdev; BSD-3-Clause, rows MIT and CC BY-SA",
+    "spider": "many tables: 7,000 questions, 140 schemas without rows; CC BY-SA 4.0; needs --data-dir; splits train, xdev, all",
     "spider-syn": "spider's questions in other words; MIT on CC BY-SA 4.0; needs --data-dir; splits train, xdev, all",
     "geography": "GeoQuery: 877 questions over one real database; no licence stated; needs --data-dir; splits train, dev, test",
 }
@@ -70,7 +70,7 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
         license, about = _ABOUT[name]
         if not examples:
             raise TaskError(
-                f"--split {source.split} of {name}: every row was skipped ({dict(skipped)}); check the files in {directory(source)}"
+                f"--split {source.split} of {name}: every row was skipped ({dict(skipped)}); check {directory(source)}"
             )
     if source.limit is not None and source.limit < len(examples):
         random.Random(source.seed).shuffle(examples)

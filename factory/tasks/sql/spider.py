@@ -23,7 +23,7 @@ HELD_OUT_PER_CENT = 10
 
 
 def single_quoted(sql: str) -> str:
-    """SQL whose texts are written "so" (as Spider and GeoQuery do) with 'so' instead; neither set quotes names. White space is collapsed."""
+    """SQL whose texts are written "so" (Spider and GeoQuery do, and quote no names) with 'so'; white space is collapsed."""
 
     def mend(found: re.Match[str]) -> str:
         text = found[1]
@@ -57,7 +57,7 @@ def spider_schema(row: dict[str, Any]) -> Schema:
 def read_spider(data_dir: Path, split: str, seen: Fingerprint, *, paraphrase: bool) -> tuple[list[Example], Counter[str]]:
     """Examples of a split; `paraphrase` asks Spider-Syn's question where there is one, counting rows without it.
 
-    Without a dev file, `xdev` is about a tenth of the databases, `train` the others, `all` both (counted as held-out-database)."""
+    Without a dev file, `xdev` is about a tenth of the databases, `train` the others, `all` both; the other part is counted."""
     tables = next((data_dir / f"tables{s}" for s in (".json.xz", ".json") if (data_dir / f"tables{s}").exists()), None)
     if tables is None:
         raise TaskError(f"{data_dir}: has no tables.json.xz; give Spider's directory as --data-dir")

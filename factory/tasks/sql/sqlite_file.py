@@ -95,7 +95,7 @@ def _distinct(connection: sqlite3.Connection, table: str, column: str, limit: in
     column = quote(column)
     sql = (
         f"SELECT DISTINCT {column} FROM (SELECT {column} FROM {quote(table)} LIMIT {SCANNED_ROWS}) "
-        f"WHERE {column} IS NOT NULL AND typeof({column}) <> 'blob' AND length({column}) BETWEEN 1 AND {VALUE_LENGTH} LIMIT {limit}"
+        f"WHERE typeof({column}) NOT IN ('null', 'blob') AND length({column}) BETWEEN 1 AND {VALUE_LENGTH} LIMIT {limit}"
     )
     values: dict[str, None] = {}
     with _clock(connection):
@@ -146,7 +146,7 @@ def _foreign_keys(connection: sqlite3.Connection, table: str, tables: tuple[Tabl
 
 
 def _uri(path: Path) -> str:
-    """A URI that opens the file read-only; immutable when it is in WAL mode with nothing pending, so that no -shm file is made."""
+    """A URI that opens the file read-only; immutable when in WAL mode with nothing pending, so that no -shm file is made."""
     try:
         if path.is_dir():
             raise TaskError(f"--db {path}: is a directory; give a SQLite file")

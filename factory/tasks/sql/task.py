@@ -41,6 +41,9 @@ class SqlTask:
     def load(self, source: DataSource) -> tuple[list[Example], DatasetCard]:
         return sources.load(source)
 
+    def validation_split(self, source: DataSource) -> str:
+        return sources.validation_split(source)
+
     def matches(self, example: Example) -> tuple[Match, ...]:
         """Stored values that the question mentions; kept for the last thousands of examples."""
         key = (example.context_id, example.question)

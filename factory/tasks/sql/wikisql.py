@@ -1,6 +1,7 @@
 """Read WikiSQL (Zhong et al. 2017): questions over single tables with their logical forms.
 
-Does: read NAME.jsonl.xz with its tables_NAME.jsonl.xz, build one `Database` a table, write each form as SQL, count what was skipped.
+Does: read NAME.jsonl.xz with its tables_NAME.jsonl.xz, build one `Database` a table, write each form as SQL, count what
+was skipped.
 Does not: execute anything; rows compare as `cells.py` says.
 """
 
@@ -20,7 +21,7 @@ from factory.tasks.task import Example, TaskError
 def read_tables(path: Path, wanted: set[str], seen: Fingerprint) -> dict[str, Database]:
     """Table id -> Database of the wanted tables; `rows` make results, `values` only links. Raises TaskError."""
     databases: dict[str, Database] = {}
-    for n, row in read_lines(path, seen):
+    for n, row in read_lines(path, seen, wanted):
         id = str(field(path, n, row, "id"))
         if id in wanted:
             header = [str(name) for name in field(path, n, row, "header")]
