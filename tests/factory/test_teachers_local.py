@@ -20,6 +20,7 @@ from factory.teachers_local import (
     footprint,
     load,
     nf4_with_experts,
+    pack,
 )
 
 TEMPLATE = (
@@ -148,6 +149,17 @@ def test_it_answers_through_the_model_interface(saved: tuple[str, Path, Any], tm
     assert [reply.id for reply in first] == [request.id for request in requests]
     assert all(reply.error is None and 1 <= reply.usage.completion_tokens <= 6 for reply in first)
     assert [reply.text for reply in first] == [reply.text for reply in second]
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 128), (3, 7, 11)])
+def test_packing_a_stack_by_matrices_is_packing_it_whole(shape: tuple[int, int, int]) -> None:
+    from bitsandbytes import functional
+
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+    packed, state = pack(stack)
+    whole, expected = functional.quantize_4bit(stack, compress_statistics=True, quant_type="nf4")
+    assert torch.equal(packed, whole)
+    assert torch.equal(functional.dequantize_4bit(packed, state), functional.dequantize_4bit(whole, expected))
 
 
 def test_expert_stacks_are_found_by_shape() -> None:
