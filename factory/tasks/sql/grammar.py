@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from agents.constrain import Constraint
 from factory.tasks.sql.database import quote
 from factory.tasks.sql.forms import AGGREGATES
-from factory.tasks.sql.prompt import schema_of
+from factory.tasks.sql.general_grammar import Values, rules
+from factory.tasks.sql.lexemes import names
+from factory.tasks.sql.prompt import full_order, schema_of
 from factory.tasks.sql.schema import Schema
 from factory.tasks.sql.single import AGGREGATE_TOKENS, MAX_CONDITIONS, OPERATOR_TOKENS
-from factory.tasks.sql.spaced import chunks, numbers
+from factory.tasks.sql.spaced import chunks, numbers, spaced
 from factory.tasks.task import Dialect
 
 if TYPE_CHECKING:
@@ -24,22 +27,30 @@ if TYPE_CHECKING:
     from factory.tasks.sql.link import Match
 
 
-def constraint(source: Schema | Database, question: str, matches: Sequence[Match], dialect: Dialect) -> Constraint:
+_spaced = lru_cache(1 << 14)(spaced)
+
+LONGEST_SAMPLE = 40
+"""Characters of the longest stored value that the general form may name without its being in the question."""
+MOST_SAMPLES = 256
+LONGEST_COPY = 80
+"""Characters of the longest span the general form copies from the question."""
+
+
+def constraint(
+    source: Schema | Database,
+    question: str,
+    matches: Sequence[Match],
+    dialect: Dialect,
+    order: Sequence[int] | None = None,
+) -> Constraint:
     """The grammar of every acceptable completion: existing tables and columns; values from the question, numbers, stored values."""
     schema = schema_of(source)
-    if not schema.single:
-        raise NotImplementedError
-    rules = _single_compact(schema, question) if dialect == "compact" else _single_plain(schema, question)
-    return Constraint(kind="lark", source=rules)
-
-
-def max_completion_tokens(source: Schema | Database, question: str, matches: Sequence[Match], dialect: Dialect) -> int:
-    """Bytes of the longest sentence of the grammar: a byte-level tokenizer never needs more tokens (plus one to end)."""
-    schema = schema_of(source)
-    name = max(len(quote(column.name).encode()) for _, column in schema.columns)
-    asked = max(len(question.encode()) * 2, len("".join(c.text for c in chunks(question)).encode()))
-    head = 32 + name + len(quote(schema.tables[0].name).encode())
-    return head + MAX_CONDITIONS * (name + asked + 16)
+    if schema.single:
+        text = _single_compact(schema, question) if dialect == "compact" else _single_plain(schema, question)
+    else:
+        values = _values(schema, question, matches, dialect)
+        text = rules(schema, dialect, names(schema, full_order(schema, order)), values)
+    return Constraint(kind="lark", source=text)
 
 
 def choice(texts: Iterable[str]) -> str:
@@ -101,3 +112,26 @@ def _single_plain(schema: Schema, question: str) -> str:
         lines += [f"NUMBER: {choice(digits)}"] if digits else []
         lines += ["QUOTED: \"'\" BODY \"'\"", "BODY: RUN & /(?s:\\S(.*\\S)?)/", f"RUN: {substring(parts)}"]
     return "\n".join(lines) + "\n"
+
+
+def _values(schema: Schema, question: str, matches: Sequence[Match], dialect: Dialect) -> Values:
+    """Texts: spans of the question, linked values, short stored samples; any number of ordinary length."""
+    samples = [v for _, column in schema.columns if column.type != "number" for v in column.values if len(v) <= LONGEST_SAMPLE]
+    stored = [*(match.value for match in matches), *samples[:MOST_SAMPLES]]
+    if dialect == "compact":
+        parts = [chunk.text for chunk in chunks(question)]
+        own = [*(_spaced(match.span) for match in matches), *(_spaced(value) for value in stored)]
+        number, limit, like = "/ (- )?[0-9]{1,9}( \\. [0-9]{1,4})?/", "/ [1-9][0-9]{0,2}/", '"<%>"? TEXT "<%>"?'
+        named = [f"STORED: {choice(text for text in own if text)}"] if any(own) else []
+    else:
+        parts = raw_parts(question)
+        own = ["'" + value.replace("'", "''") + "'" for value in stored]
+        number, limit, like = "/-?[0-9]{1,9}(\\.[0-9]{1,4})?/", "/[1-9][0-9]{0,2}/", "LIKE"
+        named = [f"STORED: {choice(own)}"] if own else []
+        ways = ["COPY"] * bool(parts) + [choice(value.replace("'", "''") for value in stored)] * bool(stored)
+        named += ["BARE: " + (" | ".join(ways) or '"?"'), "LIKE: \"'\" \"%\"? BARE \"%\"? \"'\""]
+    copied = "COPY" if dialect == "compact" else "\"'\" COPY \"'\""
+    ways = [copied] * bool(parts) + ["STORED"] * any(own) or ['" ?"' if dialect == "compact" else "\"''\""]
+    copy = f"COPY: RUN & /(?s:[^ ](.{{0,{LONGEST_COPY}}}[^ ])?)/" if dialect == "plain" else f"COPY: RUN & /(?s:.{{1,{LONGEST_COPY}}})/"
+    named += [copy, f"RUN: {substring(parts)}"] if parts else []
+    return Values((f"TEXT: {' | '.join(ways)}", *named), "TEXT", like, number, limit)
