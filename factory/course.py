@@ -67,7 +67,7 @@ class Course(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.max_steps = self.schedule.total
         if self.trainer.average is not None and state.global_step:
-            self.trainer.average.load(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self.trainer.average.load(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
         self.losses = [(int(entry["step"]), float(entry["loss"])) for entry in state.log_history if "loss" in entry]
         self._tokens = state.num_input_tokens_seen
         if state.global_step and self.schedule.due(state.global_step, self.pace.checkpoints) > len(self.candidates.scored):

@@ -35,7 +35,8 @@ class Durable(Trainer):
     ) -> None:
         """Follow this plan: when to stop, save and score, and where progress goes."""
         self.pace = pace
-        self.average = Average(self.model, ema_decay) if ema_decay is not None else None
+        model: Any = self.model
+        self.average = Average(model, ema_decay) if ema_decay is not None else None
         self.course = Course(self, pace, stage, candidates, score)
         self.remove_callback(PrinterCallback)
         self.add_callback(self.course)
@@ -60,10 +61,11 @@ class Durable(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW, fused where torch has it; weight decay on matrices only."""
         if self.optimizer is None:
-            trained = [(n, p) for n, p in (self.model if model is None else model).named_parameters() if p.requires_grad]
+            whole: Any = self.model if model is None else model
+            trained = [p for p in whole.parameters() if p.requires_grad]
             groups = [
-                {"params": [p for _, p in trained if p.dim() >= 2], "weight_decay": self.args.weight_decay},
-                {"params": [p for _, p in trained if p.dim() < 2], "weight_decay": 0.0},
+                {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.args.weight_decay},
+                {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
             ]
             fused = self.args.device.type in ("cpu", "cuda")
             self.optimizer = torch.optim.AdamW(
@@ -76,7 +78,8 @@ class Durable(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.pace.schedule.factor)
+            used: Any = optimizer if optimizer is not None else self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(used, self.pace.schedule.factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -85,13 +88,14 @@ class Durable(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights and tokenizer only: Trainer's own would add a pickle of its arguments."""
         if self.args.should_save:
-            directory = output_dir if output_dir is not None else self.args.output_dir
+            directory = str(output_dir if output_dir is not None else self.args.output_dir)
+            tokenizer: Any = self.processing_class
             self.accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict=state_dict)
-            self.processing_class.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint counts only when it is whole; the one before it stays until then."""
-        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        directory = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(directory, ignore_errors=True)
         self.accelerator.wait_for_everyone()

@@ -125,7 +125,8 @@ def _chunked(chunk: Callable[..., Tensor], logits: Tensor, *others: Tensor) -> T
     rows = max(1, CHUNK_ELEMENTS // logits.shape[-1])
     if logits.shape[0] <= rows:
         return chunk(logits, *others)
-    loss: Tensor = _Chunks.apply(chunk, rows, logits, *others)
+    apply: Any = _Chunks.apply
+    loss: Tensor = apply(chunk, rows, logits, *others)
     return loss
 
 

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from datasets import Dataset
 from transformers import TrainingArguments
-from trl import DistillationConfig, DistillationTrainer
+from trl.trainer.distillation_config import DistillationConfig
+from trl.trainer.distillation_trainer import DistillationTrainer
 
 from factory.dataset import DatasetError, prompt_text
 from factory.durable import Durable

@@ -20,8 +20,9 @@ def write_json(path: Path, value: object) -> None:
     """Whole or not at all, also under a kill."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = json.dumps(value, indent=1)
     with tmp.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     tmp.replace(path)

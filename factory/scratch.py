@@ -97,6 +97,7 @@ def train_tokenizer(corpus: Sequence[str], special_tokens: Sequence[str], vocab:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    wrapper: Any = PreTrainedTokenizerFast
     control = [EOS, PAD, *(f"<|{role}|>" for role in ROLES)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -116,7 +117,7 @@ def train_tokenizer(corpus: Sequence[str], special_tokens: Sequence[str], vocab:
         texts = (part for text in corpus for part in split.split(text) if part)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in special_tokens])
-    return PreTrainedTokenizerFast(
+    return wrapper(
         tokenizer_object=tokenizer,
         eos_token=EOS,
         pad_token=PAD,

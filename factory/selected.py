@@ -20,9 +20,11 @@ class Selected:
 
     def __init__(self, model: nn.Module) -> None:
         self.positions: Tensor | None = None
-        self.size = 0
-        self.handles = []
-        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.handles: list[Any] = []
+        self.shape: tuple[int, ...] = ()
+        base: Any = model
+        if hasattr(base, "get_base_model"):
+            base = base.get_base_model()
         head = base.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(base).__name__} has no output embeddings; only decoder-only language models can be trained")

@@ -159,10 +159,10 @@ def _fit(spec: str, facts: Student, settings: StudentSettings, dialect: Dialect)
 def training_gb(facts: Student, adapter: Adapter, batch: int, max_length: int, rank: int, dialect: Dialect) -> float:
     """Memory to train, in GB (1e9 bytes): weights, gradients and AdamW states, activations of one batch, the program itself.
 
-    All weights: 16 bytes a parameter. Frozen under an adapter: 2, or 0.6 and 16-bit embeddings in nf4; an adapter of rank r has
-    about 21 r hidden weights a layer, at 16 bytes. Activations: 40 bytes per token, layer and hidden unit, a tenth of it where they
-    are recomputed (above 100 M parameters). Rows are taken as `max_length` but at most 256 tokens (compact) or 512, of which 64 carry
-    loss.
+    All weights: 16 bytes a parameter. Frozen under an adapter: 2, or 0.6 and 16-bit embeddings in nf4; an adapter of rank r
+    has about 21 r hidden weights a layer, at 16 bytes. Activations: 40 bytes per token, layer and hidden unit, a tenth of it
+    where they are recomputed (above 100 M parameters). Rows are taken as `max_length` but at most 256 tokens (compact) or 512,
+    of which 64 carry loss.
     """
     parameters = facts.parameters * 1e6
     embedding = facts.vocab * facts.hidden
@@ -230,8 +230,9 @@ def _short(error: BaseException) -> str:
 def prepare_student(plan: StudentPlan, corpus: Sequence[str], special_tokens: Sequence[str], out_dir: Path, seed: int) -> Path:
     """The model directory training starts from.
 
-    From scratch: made in `out_dir` (`factory.scratch`), deterministic. Hub: downloaded to the cache; when its chat template refuses
-    system messages, `out_dir` gets links to it and a template that moves them into the user's turn. A directory: itself, likewise.
+    From scratch: made in `out_dir` (`factory.scratch`), deterministic. Hub: downloaded to the cache. A directory: itself.
+    When a chat template refuses system messages, `out_dir` gets links to the weights and a template that moves those messages
+    into the user's turn.
     """
     if plan.kind == "scratch":
         return write_scratch(plan.model_id, corpus, special_tokens, out_dir, seed)

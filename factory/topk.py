@@ -36,7 +36,7 @@ class TopkError(Exception):
 
 @dataclass(frozen=True)
 class TopkReport:
-    """What a store holds. `asked` rows went through the teacher now, `reused` were there before."""
+    """What a store holds. `asked` rows went through the teacher now; `reused` were there before, or twice in the rows."""
 
     rows: int
     tokens: int
@@ -126,7 +126,8 @@ def store_topk(
     """Run `teacher` (a transformers causal LM in evaluation mode) over the rows that are not stored yet.
 
     `vocab` is the size of the shared tokenizer: padding entries above it are left out before the softmax. Killed at any
-    moment, the next call goes on after the last whole shard. Raises TopkError when the store was made with another teacher, k or vocabulary.
+    moment, the next call goes on after the last whole shard. Raises TopkError when the store was made with another teacher, k
+    or vocabulary.
     """
     directory.mkdir(parents=True, exist_ok=True)
     k = min(k, vocab)
@@ -141,7 +142,8 @@ def store_topk(
     for torn in directory.glob(".*.tmp"):
         torn.unlink()
     store = TopkStore.open(directory)
-    todo = [i for i in range(len(rows)) if rows.key(i) not in store]
+    new = {rows.key(i): i for i in reversed(range(len(rows)))}
+    todo = [i for key, i in new.items() if key not in store]
     reused = len(rows) - len(todo)
     if stage is not None and reused:
         stage.advance(reused)

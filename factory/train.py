@@ -65,6 +65,8 @@ class TrainJob:
     """recompute activations in the backward pass; None: for models above 100 M parameters"""
     save_every: int | None = None
     """steps between checkpoints; None: about every minute"""
+    log_every: int = 10
+    """steps between losses in the events"""
     divergence: Divergence = "forward"
     distill_weight: float = 0.5
     topk_dir: Path | None = None
@@ -117,7 +119,7 @@ def _train(job: TrainJob, events: EventLog, score: Callable[[Path], float] | Non
     main = args.process_index == 0
     planned = steps_planned(rows, job.batch * args.world_size, job.accumulate, job.epochs)
     args.max_steps = planned
-    resume = newest(Path(args.output_dir))
+    resume = newest(job.out_dir / "checkpoints")
     path = job.out_dir / "schedule.json"
     # Without a checkpoint nothing was learned: the measured speed of a run that died before is void.
     schedule = Schedule.open(path if resume is not None else None, planned, job.warmup, job.decay)
@@ -197,11 +199,13 @@ def open_model_for_training(base_dir: Path, adapter: Adapter, rank: int, seed: i
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    quantized: Any = BitsAndBytesConfig
+
     narrow = torch.bfloat16 if has_bf16() else torch.float32
     where: dict[str, Any] = {"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}
     more: dict[str, Any] = {"dtype": torch.float32 if adapter == "none" else narrow}
     if adapter == "qlora":
-        more["quantization_config"] = BitsAndBytesConfig(
+        more["quantization_config"] = quantized(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=narrow, bnb_4bit_use_double_quant=True
         )
         more |= where or {"device_map": {"": "cpu"}}
@@ -219,7 +223,8 @@ def add_adapter(model: Any, adapter: Adapter, rank: int, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if adapter == "qlora":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare: Any = prepare_model_for_kbit_training
+        model = prepare(model, use_gradient_checkpointing=False)
     experts = sorted({name for name, p in model.named_parameters() if p.dim() == 3})
     if experts and adapter == "dora":
         raise TrainError(
@@ -265,7 +270,7 @@ def training_arguments(job: TrainJob, model: Any) -> Any:
         remove_unused_columns=False,
         eval_strategy="no",
         save_strategy="no",
-        logging_steps=10,
+        logging_steps=job.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
         report_to=[],
@@ -293,7 +298,10 @@ def quiet() -> Iterator[None]:
 
     import transformers
     from huggingface_hub import constants
-    from transformers.utils import logging
+    from transformers.utils import logging as bars_logging
+
+    logging: Any = bars_logging
+    messages: Any = transformers.logging
 
     names = {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "true"}
     telemetry, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
@@ -301,9 +309,9 @@ def quiet() -> Iterator[None]:
     noisy_level = noisy.level
     noisy.setLevel(standard_logging.ERROR)
     before = {name: os.environ.get(name) for name in names}
-    level, bars = transformers.logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, bars = messages.get_verbosity(), logging.is_progress_bar_enabled()
     os.environ.update(names)
-    transformers.logging.set_verbosity_error()
+    messages.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -312,7 +320,7 @@ def quiet() -> Iterator[None]:
     finally:
         constants.HF_HUB_DISABLE_TELEMETRY = telemetry
         noisy.setLevel(noisy_level)
-        transformers.logging.set_verbosity(level)
+        messages.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
         for name, value in before.items():

@@ -36,7 +36,7 @@ class StudentTrainer(Durable):
     def __init__(
         self, model: Any, args: TrainingArguments, rows: TokenRows, tokenizer: Any, loss: Loss, store: Any, prompt_loss: float
     ) -> None:
-        self.objective = loss
+        self.objective: Loss = loss
         self.sampler = LengthGrouped(rows.lengths, args.per_device_train_batch_size * args.gradient_accumulation_steps, args.seed)
         collator = Collator(rows, prompt_loss, store)
         super().__init__(model=model, args=args, train_dataset=rows, data_collator=collator, processing_class=tokenizer)
