@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 Event = dict[str, Any]
 Listener = Callable[[Event], None]
@@ -58,14 +58,13 @@ class EventLog:
     def __init__(self, path: Path | None = None, listener: Listener | None = None) -> None:
         self.path, self.listener = path, listener
         self.events: list[Event] = []
+        self._file: TextIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
             self._file = path.open("a", encoding="utf-8")
             if torn:
                 self._file.write("\n")
-        else:
-            self._file = None
 
     def emit(self, kind: str, **fields: Any) -> Event:
         """Write one event {"time": seconds since the epoch, "kind": kind, ...} and hand it to the listener."""

@@ -70,6 +70,8 @@ class StudentSettings(DataSettings):
     """validation questions for choosing the checkpoint (the final score uses all, see --final)"""
     final: int | None = Field(None, ge=1)
     """validation questions for the final score; default: all"""
+    gate: int = Field(64, ge=1)
+    """validation questions asked of teacher and untrained student before anything costly"""
     examples: int | None = Field(None, ge=1)
     """questions to use; default: all"""
     epochs: float = Field(3.0, gt=0)
@@ -88,6 +90,8 @@ class StudentSettings(DataSettings):
     """checkpoints scored on the validation questions during training"""
     prompt_loss: float = Field(0.0, ge=0, le=1)
     """weight of the loss on prompt tokens (completion tokens weigh 1)"""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """decay of a moving average of the weights, which is then scored and shipped instead of the last ones"""
     out: Path | None = None
     """run directory; default: runs/TASK-STUDENT-TEACHER"""
     force: bool = False
@@ -102,7 +106,7 @@ class DistillSettings(StudentSettings):
     teacher: str = "recorded"
     """teacher name, hub:org/name, ./dir, gguf:file, http://host/v1#name[,…], recorded[:FILE.jsonl], templates"""
     method: Method = "sft"
-    """sft: learn verified answers; logits: learn stored top-k log-probabilities; on-policy: the teacher grades the student's own text"""
+    """sft: verified answers; logits: stored top-k log-probabilities; on-policy: the teacher grades the student's own text"""
     samples: int = Field(1, ge=1, le=64)
     """answers asked per question (rejection sampling, majority)"""
     temperature: float = Field(0.7, ge=0)
@@ -121,14 +125,14 @@ class DistillSettings(StudentSettings):
     """what logits and on-policy minimise: forward KL, reverse KL or Jensen-Shannon"""
     distill_weight: float = Field(0.5, ge=0, le=1)
     """share of the distillation loss against the label loss (logits)"""
-    gate: int = Field(64, ge=1)
-    """validation questions asked of teacher and untrained student before anything costly"""
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
         if self.method != "sft" and self.teacher.split(":")[0] in ("recorded", "templates"):
-            raise ValueError(f"--method {self.method} needs a teacher that gives probabilities; --teacher {self.teacher!r} only replays text: "
-                             "choose --method sft, or a teacher that is a model")  # fmt: skip
+            raise ValueError(
+                f"--method {self.method} needs a teacher that gives probabilities; --teacher {self.teacher!r} only replays text: "
+                "choose --method sft, or a teacher that is a model"
+            )
         return self
 
 

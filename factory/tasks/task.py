@@ -114,6 +114,10 @@ class Task(Protocol):
         """Read examples; raises TaskError naming file and line."""
         ...
 
+    def validation_split(self, source: DataSource) -> str:
+        """The split of the same source that models are chosen and scored on when nobody names one."""
+        ...
+
     def messages(self, example: Example, dialect: Dialect) -> tuple[Message, ...]:
         """The prompt for one example."""
         ...

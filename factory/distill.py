@@ -1,0 +1,206 @@
+"""From a task and a teacher to a small trained model with an honest report: the main job.
+
+Does: run the stages in order, each restarting from the files of the last, so that a killed run continues with the same command.
+Does not: do a stage's work; `generate`, `rows`, `topk`, `train`, `evaluate` and `report` do.
+
+Run: python -m factory.distill --task sql [--teacher T] [--student S] [--dry-run] …      (--help lists every setting)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from factory.cli import RunStopped, run_cli
+from factory.events import Listener
+from factory.settings import DistillSettings, SettingsError, build, parse
+from factory.stages import Data, Stages, print_outcome, shuffled
+from factory.stages import opened as opened_model
+from factory.tasks.task import Dialect
+
+if TYPE_CHECKING:
+    from agents.chat import ChatModel
+    from factory.ledger import Ledger
+    from factory.teacher import TeacherPlan
+
+
+def run(settings: DistillSettings, listener: Listener | None = None) -> Path | None:
+    """Distil. Returns the run directory (a finished run returns at once), or None after a dry run.
+
+    Raises the user errors of the stages before anything costly, RunStopped when a budget or an endpoint ends (run again to
+    continue), KeyboardInterrupt with everything finished so far on disk.
+    """
+    from factory.ledger import Ledger
+    from factory.teacher import open_teacher, resolve_teacher
+
+    stages = Stages.prepare(settings, settings.teacher, listener)
+    plan = resolve_teacher(settings.teacher, settings)
+    check_tokenizers(settings, stages, plan)
+    if settings.dry_run:
+        sys.stdout.write(plan_text(settings, stages, plan))
+        return None
+    with stages.claimed() as run_dir, Ledger(run_dir.ledger) as ledger:
+        if run_dir.recall().get("finished"):
+            return run_dir.path
+        data = stages.load_data()
+        base = stages.prepare_student(data)
+        if not run_dir.rows.exists():
+            teacher = open_teacher(plan, [*data.train, *data.validation])
+            try:
+                gate(stages, settings, teacher, plan, base, data)
+                ask(stages, settings, teacher, plan, ledger, data)
+            finally:
+                teacher.close()
+            select(stages, plan, ledger, data)
+        rows = stages.read_rows()
+        more = store_probabilities(stages, settings, plan, base, rows)
+        best = stages.train(base, rows, data, method=settings.method, **more)
+        stages.finish(best, base, data, plan.name)
+        return run_dir.path
+
+
+def gate(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: TeacherPlan, base: Path, data: Data) -> None:
+    """Score teacher and untrained student on a small sample; a teacher that is not better stops the run with both figures."""
+    sample = shuffled(data.validation, settings.seed)[: settings.gate]
+    known = stages.scores()
+    if "untrained" not in known:
+        with opened_model(base) as untrained:
+            stages.score("untrained", untrained, sample, stages.student.dialect, stages.size_bytes(base))
+    if "teacher" not in known:
+        stages.score("teacher", teacher, sample, teacher_dialect(plan), None)
+    scores = stages.scores()
+    taught, born = scores["teacher"]["score"], scores["untrained"]["score"]
+    if taught <= born and not settings.force:
+        raise RunStopped(f"teacher {settings.teacher} answers {taught:.1%} and the untrained student {born:.1%} of {len(sample)} "
+                         "validation questions: it has nothing to teach; choose a better --teacher, or --force")  # fmt: skip
+
+
+def ask(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: TeacherPlan, ledger: Ledger, data: Data) -> None:
+    """The teacher's answers to every training question, verified, into the ledger."""
+    from factory.generate import generate
+
+    stats = generate(stages.task, data.train, teacher, plan, ledger, settings, stages.events)
+    if stats.stopped is not None:
+        raise RunStopped(f"{stats.message}; {stats.answered + stats.reused:,} answers are kept, the same command continues")
+
+
+def select(stages: Stages, plan: TeacherPlan, ledger: Ledger, data: Data) -> None:
+    """Verified, distinct rows that share nothing with the validation questions, into train.jsonl."""
+    from factory.rows import select_rows
+
+    kept = select_rows(stages.task, data.train, ledger, data.validation, stages.student.dialect, stages.events,
+                       path=stages.run.rows, teacher=plan.name)  # fmt: skip
+    if not kept.rows:
+        stages.run.rows.unlink(missing_ok=True)
+        raise RunStopped(f"not one of {len(data.train):,} answers could be kept ({dict(kept.drops)}); "
+                         f"read {stages.run.ledger} and choose another --teacher")  # fmt: skip
+
+
+def store_probabilities(
+    stages: Stages, settings: DistillSettings, plan: TeacherPlan, base: Path, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What training needs beside rows: stored top-k log-probabilities (logits), the teacher itself (on-policy), nothing (sft)."""
+    if settings.method == "sft":
+        return {}
+    from factory.teachers_local import load
+
+    if settings.method == "on-policy":
+        return {"teacher": load(plan.location, plan.bits, plan.device, plan.revision or None), "divergence": settings.divergence}
+    from factory.dataset import tokenize
+    from factory.topk import store_topk
+    from factory.train import load_tokenizer
+
+    more = {"topk_dir": stages.run.topk, "divergence": settings.divergence, "distill_weight": settings.distill_weight}
+    if "topk" in stages.run.recall():
+        return more
+    tokenizer = load_tokenizer(base)
+    tokens = tokenize(rows, tokenizer, settings.max_length)
+    teacher, _ = load(plan.location, plan.bits, plan.device, plan.revision or None)
+    with stages.events.stage("store probabilities", total=len(tokens), unit="rows") as stage:
+        report = store_topk(
+            tokens, teacher, stages.run.topk, settings.top_k, len(tokenizer), f"{plan.name}@{plan.revision}", stage
+        )
+        stage.metric(rows=report.rows, tokens=report.tokens, size_bytes=report.size_bytes, bytes_per_token=report.bytes_per_token)
+    stages.run.remember(topk={"bytes_per_token": report.bytes_per_token, "size_bytes": report.size_bytes})
+    return more
+
+
+def check_tokenizers(settings: DistillSettings, stages: Stages, plan: TeacherPlan) -> None:
+    """Probabilities token by token mean something only where both tokenizers agree; refused before anything is asked.
+
+    A from-scratch student takes its teacher's tokenizer, so there is nothing to compare.
+    """
+    if settings.method == "sft" or stages.student.kind == "scratch":
+        return
+    from transformers import AutoTokenizer
+
+    from factory.tokenizer_match import compare_tokenizers
+
+    names = [(plan.location, plan.revision), (stages.student.model_id, stages.student.revision)]
+    try:
+        pair = [
+            AutoTokenizer.from_pretrained(name, revision=revision or None, trust_remote_code=False) for name, revision in names
+        ]
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the tokenizers of teacher and student cannot be compared ({str(error).splitlines()[0]})") from None
+    report = compare_tokenizers(*pair)
+    if not report.agree:
+        raise SettingsError(f"--method {settings.method} needs one tokenizer for --teacher {settings.teacher} and --student "
+                            f"{settings.student}, but {report}; choose --method sft")  # fmt: skip
+
+
+def teacher_dialect(plan: TeacherPlan) -> Dialect:
+    """How the teacher is asked: as its card says when it is one of our own models, else plainly."""
+    from agents.card import FILE_NAME, Card
+
+    if plan.kind == "local" and (Path(plan.location) / FILE_NAME).is_file():
+        return Card.load(Path(plan.location)).dialect
+    return "plain"
+
+
+def plan_text(settings: DistillSettings, stages: Stages, plan: TeacherPlan) -> str:
+    """What would be asked, trained and written, with sizes, hours and dollars, as a table."""
+    from factory.ledger import Ledger
+    from factory.plan import StudentNumbers, make_plan, mean_tokens
+
+    student = stages.student
+    data = stages.read_data()
+    ledger = stages.path / "ledger.sqlite"
+    already = 0
+    if ledger.exists():
+        with Ledger(ledger) as opened:
+            already = len(opened.keys("answer"))
+    numbers = StudentNumbers(
+        student.title, student.parameters, student.device, student.need_gb, student.have_gb, student.download_gb
+    )
+    made = make_plan(
+        settings, plan, numbers, train=len(data.train), validation=len(data.validation), out=stages.path, already=already,
+        ask_tokens=mean_tokens(stages.task, data.train, teacher_dialect(plan)),
+        row_tokens=mean_tokens(stages.task, data.train, student.dialect),
+    )  # fmt: skip
+    return made.text()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from factory.progress import ProgressView
+
+    settings = parse(DistillSettings, argv, "python -m factory.distill", "Distil a teacher into a small model for one task.")
+    with ProgressView() as view:
+        done = run(settings, view)
+    if done is not None:
+        print_outcome(done)
+
+
+class _Callable(ModuleType):
+    """Lets the documented Python call `factory.distill(task="sql", …)` stand beside the module of the same name."""
+
+    def __call__(self, listener: Listener | None = None, **settings: Any) -> Path | None:
+        return run(build(DistillSettings, settings, "factory.distill"), listener)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,75 @@
+"""Labelled rows in, a small model out: the same way through as `distill`, without a teacher.
+
+Does: take the examples' own references as answers, then select, train, score and report.
+Does not: ask anybody; a row without a reference is dropped and counted.
+
+Run: python -m factory.finetune --task sql --db shop.sqlite --questions labelled.jsonl [--student S] [--adapter lora|none] …
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from factory.cli import RunStopped, run_cli
+from factory.events import Listener
+from factory.settings import FinetuneSettings, build, parse
+from factory.stages import Stages, opened, print_outcome, shuffled
+
+LABELS = "labels"
+"""Where a teacher's name would stand."""
+
+
+def run(settings: FinetuneSettings, listener: Listener | None = None) -> Path | None:
+    """Fine-tune. Returns the run directory, or None after a dry run. Raises as `distill.run` does."""
+    from factory.rows import select_rows
+
+    stages = Stages.prepare(settings, LABELS, listener)
+    if settings.dry_run:
+        sys.stdout.write(stages.summary())
+        return None
+    with stages.claimed() as run_dir:
+        if run_dir.recall().get("finished"):
+            return run_dir.path
+        data = stages.load_data()
+        base = stages.prepare_student(data)
+        if "untrained" not in stages.scores():
+            with opened(base) as untrained:
+                sample = shuffled(data.validation, settings.seed)[: settings.gate]
+                stages.score("untrained", untrained, sample, stages.student.dialect, stages.size_bytes(base))
+        if not run_dir.rows.exists():
+            kept = select_rows(stages.task, data.train, None, data.validation, stages.student.dialect, stages.events,
+                               path=run_dir.rows)  # fmt: skip
+            if not kept.rows:
+                run_dir.rows.unlink(missing_ok=True)
+                raise RunStopped(
+                    f"not one of {len(data.train):,} rows could be kept ({dict(kept.drops)}); check the questions file"
+                )
+        best = stages.train(base, stages.read_rows(), data)
+        stages.finish(best, base, data, None)
+        return run_dir.path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from factory.progress import ProgressView
+
+    settings = parse(FinetuneSettings, argv, "python -m factory.finetune", "Train a student on labelled rows, without a teacher.")
+    with ProgressView() as view:
+        done = run(settings, view)
+    if done is not None:
+        print_outcome(done)
+
+
+class _Callable(ModuleType):
+    """Lets `factory.finetune(task="sql", …)` stand beside the module of the same name."""
+
+    def __call__(self, listener: Listener | None = None, **settings: Any) -> Path | None:
+        return run(build(FinetuneSettings, settings, "factory.finetune"), listener)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,302 @@
+"""The stages of making a student, shared by `distill` and `finetune`: each takes up from the files of the last.
+
+Does: load data, prepare the student, gate, ask, select, train, score, write the report; remember what is settled.
+Does not: do the work itself; every stage calls the module named after it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.chat import ChatModel
+from factory.events import EventLog, Listener
+from factory.predictions import Evaluation, keep_predictions
+from factory.rundir import RunDir, default_path
+from factory.settings import Method, StudentSettings
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Task
+
+if TYPE_CHECKING:
+    from agents.card import Card
+    from factory.confidence import Calibration
+    from factory.student import StudentPlan
+
+
+@dataclass
+class Data:
+    """Examples to learn from and examples to validate on, with what is known of their origin."""
+
+    train: list[Example]
+    validation: list[Example]
+    cards: list[DatasetCard] = field(default_factory=list)
+
+
+class Stages:
+    """One run's settings, task, plans and, once claimed, its directory and event log."""
+
+    def __init__(
+        self, settings: StudentSettings, task: Task, student: StudentPlan, path: Path, listener: Listener | None
+    ) -> None:
+        self.settings, self.task, self.student, self.path, self.listener = settings, task, student, path, listener
+        self.run: RunDir
+        self.events: EventLog
+
+    @classmethod
+    def prepare(cls, settings: StudentSettings, teacher: str, listener: Listener | None) -> Stages:
+        """Check everything that costs nothing: task, student, data files. Raises the user errors of those."""
+        from factory.student import resolve_student
+        from factory.tasks import get_task
+
+        task = get_task(settings.task)
+        student = resolve_student(settings.student, settings)
+        path = settings.out or default_path(settings.task, settings.student, teacher)
+        return cls(settings, task, student, path, listener)
+
+    @contextmanager
+    def claimed(self) -> Iterator[RunDir]:
+        """The run directory, locked, with its event log open."""
+        self.run = RunDir.claim(self.path, self.settings, force=self.settings.force)
+        self.events = EventLog(self.run.events, self.listener)
+        try:
+            yield self.run
+        finally:
+            self.events.close()
+            self.run.close()
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    def load_data(self) -> Data:
+        """Read both splits, with their losses counted and their origin remembered."""
+        with self.events.stage("data") as stage:
+            data = self.read_data()
+            for card in data.cards:
+                for reason, n in card.skipped.items():
+                    stage.drop(f"{card.split}: {reason}", n)
+            stage.metric(train=len(data.train), validation=len(data.validation))
+        self.run.remember(data=[card.model_dump() for card in data.cards])
+        return data
+
+    def read_data(self) -> Data:
+        """Both splits; the training part cut to `examples` after a seeded shuffle."""
+        train, train_card = self.task.load(self._source(self.settings.split, self.settings.examples))
+        validation, validation_card = self.task.load(self._source(self.validation_split(), None))
+        return Data(train, validation, [train_card, validation_card])
+
+    def validation_split(self) -> str:
+        """The split asked for, or the data set's own."""
+        return self.settings.validation_split or self.task.validation_split(self._source(self.settings.split, None))
+
+    def _source(self, split: str, limit: int | None) -> DataSource:
+        s = self.settings
+        return DataSource(
+            dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, questions=s.questions, limit=limit, seed=s.seed
+        )
+
+    def summary(self) -> str:
+        """The plan of a run without a teacher: what is learned from, by whom, with how much memory, written where."""
+        data, student = self.read_data(), self.student
+        lines = {
+            "task": f"{self.task.name}: {len(data.train):,} questions to learn from, {len(data.validation):,} to validate on",
+            "student": student.title,
+            "memory": f"needs {student.need_gb:.1f} GB, has {student.have_gb:.1f} GB ({student.device})",
+            "training": f"adapter {student.adapter}, at most {self.settings.epochs:g} epochs",
+            "written": f"{self.path}/",
+        }
+        return "".join(f"{name:<10} {text}\n" for name, text in lines.items())
+
+    # --- student ------------------------------------------------------------------------------------------------------
+
+    def prepare_student(self, data: Data) -> Path:
+        """The directory training starts from: new tokenizer and random weights for scratch students, else what was named."""
+        from factory.student import prepare_student
+
+        with self.events.stage("student"):
+            corpus = self.task.corpus(data.train, self.student.dialect) if self.student.kind == "scratch" else ()
+            special = self.task.special_tokens(self.student.dialect)
+            return prepare_student(self.student, corpus, special, self.run.student, self.settings.seed)
+
+    def score(
+        self,
+        name: str,
+        model: ChatModel,
+        examples: Sequence[Example],
+        dialect: Dialect,
+        size_bytes: int | None,
+        of: object = None,
+    ) -> Evaluation:
+        """Evaluate and keep the summary in scores.json under `name`.
+
+        `of` says what is scored (a hash of its weights): with it, an interrupted evaluation goes on where it was.
+        """
+        from factory.evaluate import evaluate
+
+        with (
+            keep_predictions(self.run.path / f"{name}.part.jsonl", of) if of is not None else nullcontext(((), None)) as (
+                known,
+                keep,
+            )
+        ):
+            result = evaluate(
+                self.task, model, examples, dialect, events=self.events, stage=f"score {name}", known=known, on_prediction=keep
+            )
+        entry = {**result.summary(), "model_bytes": size_bytes}
+        self.run.write(self.run.scores, json.dumps({**self.scores(), name: entry}, indent=1))
+        return result
+
+    def scores(self) -> dict[str, Any]:
+        """Everything scored so far in this run."""
+        return json.loads(self.run.scores.read_text(encoding="utf-8")) if self.run.scores.exists() else {}
+
+    @staticmethod
+    def size_bytes(model_dir: Path) -> int | None:
+        from factory.evaluate import model_bytes
+
+        return model_bytes(model_dir)
+
+    def read_rows(self) -> list[dict[str, Any]]:
+        """The rows of train.jsonl."""
+        from factory.dataset import read_rows
+
+        return read_rows(self.run.rows)
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def train(self, base: Path, rows: Sequence[dict[str, Any]], data: Data, *, method: Method = "sft", **more: Any) -> Path:
+        """Train on `rows`, choosing the checkpoint by task score; returns the best candidate's directory."""
+        from factory.train import TrainJob, train
+
+        s = self.settings
+        job = TrainJob(
+            base_dir=base, out_dir=self.run.checkpoints, rows=rows, method=method, adapter=self.student.adapter, rank=s.rank,
+            epochs=s.epochs, minutes=s.minutes, learning_rate=self.student.learning_rate, batch=s.batch, accumulate=s.accumulate,
+            max_length=s.max_length, checkpoints=s.checkpoints, prompt_loss=s.prompt_loss, seed=s.seed, ema_decay=s.ema, **more,
+        )  # fmt: skip
+        judges = shuffled(data.validation, s.seed)[: s.validation]
+
+        def score(directory: Path) -> float:
+            from factory.evaluate import evaluate
+
+            with opened(directory) as model:
+                return evaluate(self.task, model, judges, self.student.dialect).score
+
+        result = train(job, self.events, score)
+        self.run.remember(
+            training={"steps": result.steps, "tokens": result.tokens, "tokens_per_s": result.tokens_per_s, "rows": result.rows,
+                      "dropped": result.dropped, "best_step": result.best_step, "best_score": result.best_score,
+                      "final_loss": result.final_loss},
+        )  # fmt: skip
+        return result.best_dir
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self, best: Path, base: Path, data: Data, teacher: str | None) -> None:
+        """Merge, score on all validation questions, write card, answers, report and model card."""
+        from agents.card import sha256_of_weights
+        from factory.merge import merge_adapter
+        from factory.predictions import calibration, write_predictions
+        from factory.report import answered, write_model_card, write_report
+
+        run = self.run
+        with self.events.stage("merge"):
+            staged = run.path / "model.tmp"
+            shutil.rmtree(staged, ignore_errors=True)
+            if self.student.adapter == "none":
+                shutil.copytree(best, staged)
+            else:
+                merge_adapter(base, best, staged)
+                shutil.copytree(best, staged / "adapter")
+            shutil.rmtree(run.model, ignore_errors=True)
+            staged.rename(run.model)
+        with opened(run.model) as model:
+            examples = shuffled(data.validation, self.settings.seed)[: self.settings.final]
+            of = {"weights": sha256_of_weights(run.model), "n": len(examples)}
+            result = self.score("student", model, examples, self.student.dialect, self.size_bytes(run.model), of)
+        write_predictions(run.predictions, result.predictions)
+        run.write(run.path / "answers.json", json.dumps(answered(self.task, examples, result.predictions), indent=1, default=str))
+        card = self._card(base, data, teacher, calibration(result.predictions))
+        card.save(run.model)
+        if self.student.adapter != "none":
+            card.save(run.adapter)
+        (run.path / "student.part.jsonl").unlink(missing_ok=True)
+        with self.events.stage("report"):
+            write_report(run.path)
+            write_model_card(run.path)
+        run.remember(finished=True)
+
+    def _card(self, base: Path, data: Data, teacher: str | None, calibrated: Calibration | None) -> Card:
+        from agents.card import BaseEntry, CalibrationEntry, Card, DataEntry, ScoreEntry, program, sha256_of_weights
+        from factory.evaluate import MAX_TOKENS
+
+        split = self.validation_split()
+        names = set(ScoreEntry.model_fields)
+        scores = {
+            name: ScoreEntry(split=split, **{k: v for k, v in entry.items() if k in names})
+            for name, entry in self.scores().items()
+        }
+        return Card(
+            name=self.path.name, task=self.task.name, task_version=self.task.version, dialect=self.student.dialect,
+            prompt_template=f"{self.task.name}/{self.student.dialect}/{self.task.version}", constraint="lark",
+            parser=f"{self.task.name}/{self.student.dialect}", stop=(), max_tokens=MAX_TOKENS,
+            base=BaseEntry(id=self.student.spec, sha256=sha256_of_weights(base)),
+            weights_sha256=sha256_of_weights(self.run.model),
+            adapter_sha256=sha256_of_weights(self.run.adapter) if self.student.adapter != "none" else None,
+            teacher=teacher, license=None,
+            data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in data.cards),
+            scores=scores, created_by=program(),
+            calibration=() if calibrated is None else tuple(
+                CalibrationEntry(threshold=t.threshold, kept=t.kept, accuracy=t.accuracy) for t in calibrated.thresholds),
+            calibration_error=None if calibrated is None else calibrated.ece,
+        )  # fmt: skip
+
+
+def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    """A seeded order in which every prefix is a fair sample."""
+    order = list(examples)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[ChatModel]:
+    """A model directory opened for scoring, freed afterwards."""
+    from agents.models import open_model
+
+    model = open_model(str(directory))
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+def print_outcome(run_dir: Path) -> None:
+    """What a person wants to see at the end: scores, where the model lies, three answered questions, the next command."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from factory.facts import gather
+    from factory.progress import scores_table
+    from factory.report import next_command, summary
+
+    facts, console = gather(run_dir), Console()
+    console.print(scores_table(facts.scores))
+    for sentence in summary(facts):
+        console.print(sentence, markup=False)
+    for answer in facts.answers:
+        console.print()
+        console.print(f"? {answer['question']}", markup=False, style="bold")
+        verdict = "right" if answer["correct"] else f"wrong; expected: {answer['reference']}"
+        console.print(f"  {answer['answer']}   ({verdict})", markup=False)
+        table = Table(box=None, padding=(0, 2))
+        for column in answer["columns"]:
+            table.add_column(Text(str(column)), style="cyan")
+        for row in answer["rows"][:5]:
+            table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        console.print(table)
+    console.print(f"\nmodel:  {run_dir / 'model'}\nreport: {run_dir / 'report.md'}\nnext:   {next_command(facts)}", markup=False)
