@@ -17,7 +17,7 @@ import functools
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 Kind = Literal["choice", "regex", "json_schema", "lark"]
 
-CACHED_GRAMMARS = 256
-"""Compiled grammars an engine keeps; a grammar over one table takes tens of kilobytes."""
+CACHED_GRAMMARS = 512
+"""Compiled grammars an engine keeps; one over a table and a question takes 1 ms to compile and about 80 kB."""
+ROWS_WORTH_THREADS = 16
+"""From this many rows on, masks (10-50 us each) are filled by several threads."""
 
 
 class Constraint(BaseModel):
@@ -143,37 +145,56 @@ class Engine:
         plain = type(backend).from_str(backend.to_str())
         plain.no_padding()
         plain.no_truncation()
-        self.vocab_size = max(vocab_size or 0, len(tokenizer))
-        self._open(LLTokenizer(plain.to_str(), n_vocab=self.vocab_size, eos_token=ends))
+        size = max(vocab_size or 0, len(tokenizer))
+        inner = LLTokenizer(plain.to_str(), n_vocab=size, eos_token=ends)
+        # llguidance takes every added token that looks like <this> for a control token, which no text can spell; the
+        # tokenizer says which ones really are, and the others (<c0>, <think>) are ordinary text.
+        text = {i: token.content.encode() for i, token in tokenizer.added_tokens_decoder.items() if not token.special}
+        if any(inner.is_special_token(i) for i in text):
+            special = {i for i in range(size) if inner.is_special_token(i) and i not in text}
+            tokens = [text[i] if i in text else b"" if i in special else inner.decode_bytes([i]) for i in range(size)]
+            for i in special:
+                tokens[i] = (tokenizer.convert_ids_to_tokens(i) or "").encode()
+            inner = _wrapped(tokens, ends, special, lambda part: plain.encode(part, add_special_tokens=False).ids)
+        self._open(inner, size)
 
     @classmethod
     def from_bytes(
-        cls, tokens: Sequence[bytes], eos_ids: Sequence[int], special_ids: Iterable[int] = (), vocab_size: int | None = None
+        cls,
+        tokens: Sequence[bytes],
+        eos_ids: Sequence[int],
+        special_ids: Iterable[int] = (),
+        vocab_size: int | None = None,
+        tokenize: Callable[[str], Sequence[int]] | None = None,
     ) -> Engine:
-        """An engine from a bare vocabulary: bytes of every token by id (llama.cpp, ONNX). `special_ids` never spell text."""
-        from llguidance import LLTokenizer, TokenizerWrapper
+        """An engine from a bare vocabulary: bytes of every token by id (llama.cpp, ONNX). `special_ids` never spell text.
 
+        `tokenize` is the model's own way to cut text, which forced texts then follow; without it they are cut greedily.
+        """
         if not eos_ids:
             raise ConstraintError("the vocabulary has no end-of-text token; pass eos_ids")
         engine = cls.__new__(cls)
-        engine.vocab_size = max(vocab_size or 0, len(tokens))
-        padded = [*tokens, *[b""] * (engine.vocab_size - len(tokens))]
-        vocabulary = _Vocabulary(padded, eos_ids[0], sorted({*special_ids, *eos_ids}))
-        engine._open(LLTokenizer(TokenizerWrapper(vocabulary), eos_token=list(eos_ids)))
+        size = max(vocab_size or 0, len(tokens))
+        padded = [*tokens, *[b""] * (size - len(tokens))]
+        engine._open(_wrapped(padded, eos_ids, special_ids, tokenize), size)
         return engine
 
-    def _open(self, inner: Any) -> None:
+    def _open(self, inner: Any, size: int) -> None:
         from llguidance import LLExecutor, LLParserLimits
 
+        self.vocab_size = size
         self.inner = inner
         self._limits = LLParserLimits(verbose_errors=False)
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
-        threads = os.cpu_count() or 1
+        threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self._executor = LLExecutor(threads) if threads > 1 else None
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of `text` without added special tokens; every id spells plain bytes of it."""
-        return list(self.inner.tokenize_str(text))
+        """Ids that spell exactly `text`, no special ones added. Raises ConstraintError when the vocabulary cannot."""
+        tokens = list(self.inner.tokenize_str(text))
+        if self.inner.decode_bytes(tokens) != text.encode():
+            raise ConstraintError(f"the vocabulary cannot spell {text[:80]!r}")
+        return tokens
 
     def start(self, constraint: Constraint) -> Matcher:
         """A matcher before the first token; a grammar seen before is not compiled again. Raises ConstraintError for a bad one."""
@@ -227,7 +248,7 @@ class Engine:
         if len(pairs) < len(matchers):
             mask[[row for row, matcher in enumerate(matchers) if matcher is None]] = -1
         width = mask.shape[1] * mask.itemsize
-        if self._executor is not None and len(pairs) > 1:
+        if self._executor is not None and len(pairs) >= ROWS_WORTH_THREADS:
             self._executor.unsafe_compute_mask_ptr(pairs, mask.ctypes.data, width, mask.shape[0])
         else:
             for inner, row in pairs:
@@ -241,27 +262,56 @@ class Engine:
 
 
 class _Vocabulary:
-    """What llguidance asks of a tokenizer; text is cut greedily, which is enough to check it."""
+    """What llguidance asks of a tokenizer. Calling it cuts text, never raising: what a token cannot spell is left out."""
 
-    def __init__(self, tokens: Sequence[bytes], eos_id: int, special_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        eos_id: int,
+        special_ids: Sequence[int],
+        tokenize: Callable[[str], Sequence[int]] | None,
+    ) -> None:
         self.tokens, self.eos_token_id, self.special_token_ids = tokens, eos_id, special_ids
         self.bos_token_id = None
+        self._tokenize = tokenize
         hidden = set(special_ids)
+        self._hidden = hidden
         self._ids = {token: i for i, token in reversed(list(enumerate(tokens))) if token and i not in hidden}
         self._longest = max(map(len, self._ids), default=1)
 
     def __call__(self, text: bytes) -> list[int]:
+        if self._tokenize is not None:
+            try:
+                ids = list(self._tokenize(text.decode()))
+            except UnicodeDecodeError:
+                ids = []
+            # Some tokenizers put a space first, and any may find a control token in the text: then it is cut greedily.
+            if not self._hidden.intersection(ids) and b"".join(self.tokens[i] for i in ids) == text:
+                return ids
         out, at = [], 0
         while at < len(text):
             for size in range(min(self._longest, len(text) - at), 0, -1):
                 token = self._ids.get(text[at : at + size])
                 if token is not None:
                     out.append(token)
-                    at += size
                     break
             else:
-                raise ConstraintError(f"the vocabulary has no token for byte {text[at]:#04x}")
+                size = 1
+            at += size
         return out
+
+
+def _wrapped(
+    tokens: Sequence[bytes],
+    eos_ids: Sequence[int],
+    special_ids: Iterable[int],
+    tokenize: Callable[[str], Sequence[int]] | None,
+) -> Any:
+    """llguidance's tokenizer over a bare vocabulary; ids in `special_ids` and `eos_ids` never spell text."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    vocabulary = _Vocabulary(tokens, eos_ids[0], sorted({*special_ids, *eos_ids}), tokenize)
+    return LLTokenizer(TokenizerWrapper(vocabulary), eos_token=list(eos_ids))
 
 
 @functools.cache

@@ -223,7 +223,7 @@ class HttpModel:
         raise AssertionError("the last attempt returns")
 
     async def _post(self, endpoint: _Endpoint, body: dict[str, Any], headers: dict[str, str]) -> bytes:
-        """The body of a 200 as sent. The client's own post() costs a third less than its typed call, which walks every message."""
+        """The body of a 200 as sent. The client's own post() costs a third less than its typed call."""
         import httpx2
 
         response = await endpoint.client.post(
