@@ -7,6 +7,7 @@ Does not: read data sets (`wikisql.py`, `sources.py`), compare queries (`score.p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sqlite3
 import threading
@@ -105,7 +106,7 @@ class Database:
 
     def check(self, sql: str) -> None:
         """Raise ExecError when the statement does not compile or is not allowed; rows are not needed and not read."""
-        self._sandbox().run(f"SELECT 1 FROM ({sql.rstrip().rstrip(';')}\n) LIMIT 0", LIMITS)
+        self._sandbox().check(sql, LIMITS)
 
     def cell_key(self, cell: Cell) -> Hashable:
         """Two result cells are equal when their keys are: numbers to nine digits, text loosely or exactly (see `loose`)."""
@@ -129,8 +130,12 @@ class Database:
         """A new guarded connection; `execute` keeps and reuses them."""
         schema = self.schema
         connection = self._connect(schema)
-        rows = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
-        return Sandbox(connection, [name for (name,) in rows])
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+        for name, sql in rows:
+            if sql.upper().startswith("CREATE VIRTUAL"):  # declares its columns on first use, which is no reading
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute(f"SELECT * FROM {quote(name)} LIMIT 0").fetchall()
+        return Sandbox(connection, [name for name, _ in rows])
 
     def __repr__(self) -> str:
         return f"Database({self.id!r})"

@@ -75,8 +75,8 @@ _CAPS = {
 _ALLOWED = """
     abs avg ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time current_timestamp date datetime
     dense_rank exp first_value floor glob group_concat hex ifnull iif instr json_array_length json_extract json_type json_valid
-    -> ->> julianday lag last_value lead length like ln log log10 log2 lower ltrim max min mod nth_value ntile nullif octet_length
-    percent_rank pi pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum time
+    -> ->> julianday lag last_value lead length like ln log log10 log2 lower ltrim match max min mod nth_value ntile nullif
+    octet_length percent_rank pi pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum time
     total trim trunc typeof unicode unixepoch upper"""
 FUNCTIONS = frozenset(_ALLOWED.split())
 """Functions a statement may call. Absent on purpose: load_extension, randomblob, zeroblob, random, printf (it writes a width of
@@ -123,16 +123,29 @@ class Sandbox:
 
     def run(self, sql: str, limits: Limits) -> Result:
         """Rows of one SELECT, WITH or VALUES statement; raises ExecError."""
+        return self._guarded(sql, limits, lambda cursor, _: self._fetch(cursor, sql, limits))
+
+    def check(self, sql: str, limits: Limits) -> None:
+        """Raises ExecError when `run` would refuse the statement or it does not compile; nothing is read."""
+
+        def explain(cursor: sqlite3.Cursor, start: int) -> Result:
+            cursor.execute("EXPLAIN " + sql[start:])
+            return Result((), ())
+
+        self._guarded(sql, limits, explain)
+
+    def _guarded(self, sql: str, limits: Limits, act: Callable[[sqlite3.Cursor, int], Result]) -> Result:
+        """`act` gets a cursor and where the first word starts."""
         if len(sql) > SQL_LENGTH:
             raise ExecError("too-large", f"the statement has {len(sql):,} characters, at most {SQL_LENGTH:,} are run")
-        _refuse_other_statements(sql)
+        start = _first_word(sql)
         with self._lock:
             self._deadline = time.monotonic() + limits.seconds
             self._calls = self._patterns = 0
             self._trip = None
             cursor = self._connection.cursor()
             try:
-                return self._fetch(cursor, sql, limits)
+                return act(cursor, start)
             except ExecError:
                 raise
             except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError, RecursionError) as error:
@@ -223,13 +236,15 @@ class Sandbox:
         return "does-not-run", text
 
 
-def _refuse_other_statements(sql: str) -> None:
+def _first_word(sql: str) -> int:
+    """Where it starts; raises ExecError unless it is SELECT, WITH or VALUES."""
     word = _FIRST_WORD.match(sql)
     first = word.group(1).upper() if word else ""
     if first in _OTHER_STATEMENTS:
         raise ExecError("not-read-only", f"only SELECT is run, not {first}")
     if first not in _READING:
         raise ExecError("does-not-run", "not a SELECT statement")
+    return word.start(1) if word else 0
 
 
 _INTERNAL = ("sqlite_", "pragma_", "dbstat")
