@@ -14,6 +14,7 @@ from factory.tasks.sql import cells, lexemes, single
 from factory.tasks.sql.canonical import literal_lexeme, read_sql
 from factory.tasks.sql.forms import Form, from_sql, to_sql
 from factory.tasks.sql.lexemes import Lexeme, Text
+from factory.tasks.sql.marks import MAX_VALUES, Marks
 from factory.tasks.sql.prompt import full_order, schema_of
 from factory.tasks.sql.schema import ColumnType, Schema
 from factory.tasks.sql.spaced import chunks, find
@@ -41,7 +42,8 @@ def special_tokens(dialect: Dialect, general: bool = True) -> tuple[str, ...]:
     if dialect == "plain":
         return ()
     columns = tuple(f"<c{i}>" for i in range(MAX_COLUMNS))
-    tokens = PROMPT_TOKENS + single.AGGREGATE_TOKENS + single.OPERATOR_TOKENS + columns
+    values = tuple(f"<v{i}>" for i in range(MAX_VALUES))
+    tokens = PROMPT_TOKENS + single.AGGREGATE_TOKENS + single.OPERATOR_TOKENS + columns + values
     if general:
         tokens += tuple(f"<t{i}>" for i in range(MAX_TABLES))
         tokens += tuple(f"<i{i}>" for i in range(2, lexemes.MAX_INSTANCES + 1))
@@ -73,7 +75,7 @@ def encode(
         if dialect == "plain":
             return to_sql(single.respelt(question, form), schema)
         grouped = full_order(schema, order)
-        return single.to_compact(question, form, [grouped.index(i) for i in range(len(grouped))])
+        return single.to_compact(Marks(schema, question, matches), form, [grouped.index(i) for i in range(len(grouped))])
     line = read_sql(schema, sql, _Spelling(schema, question, matches).stored)
     if dialect == "plain":
         return lexemes.to_plain(schema, line)
@@ -108,7 +110,7 @@ def decode(
             raise
     grouped = full_order(schema, order)
     if schema.single:
-        return to_sql(single.from_compact(schema, question, completion, grouped), schema)
+        return to_sql(single.from_compact(schema, Marks(schema, question, matches), completion, grouped), schema)
     spelling = _Spelling(schema, question, matches)
     return lexemes.to_plain(schema, lexemes.from_compact(schema, completion, lexemes.names(schema, grouped), spelling.restore))
 

@@ -36,11 +36,11 @@ DEEP = 2
 """From this depth on a query holds one sub-query, above it two: the longest sentence stays linear in the depth."""
 
 FIELDS = {"cnt": 3, "target": 3, "depth": 3, "joins": 3, "preds": 3, "subs": 2, "derived": 1, "dn": 3, "right": 1}
-"""Parameter fields and their bits; what is left of 64 tracks tables. cnt: select items so far; target: how many there must be
+"""Parameter fields and their bits; what is left of 63 tracks tables. cnt: select items so far; target: how many there must be
 (0: any); subs: sub-queries so far; derived: this query makes a derived table; dn: the derived table in FROM has so many columns
 (STAR: unnamed ones); right: this is the right side of a set operation."""
 STAR = MAX_DERIVED + 1
-BITS = 64 - sum(FIELDS.values())
+BITS = 63 - sum(FIELDS.values())
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class _Grammar:
         distinct = f"{self.w('distinct')}?"
         q = [f"{distinct} sel::_"]
         q += [f"{distinct} sel::bit_or({self.put(dn=n)}) %if {self.is_('lt', 'depth', MAX_DEPTH)}" for n in range(1, STAR + 1)]
-        q += [f"{self.w('*')} {self.w('from')} tab::_ %if {self.is_('eq', 'target', 0)}"]
+        q += [f"{distinct} {self.w('*')} {self.w('from')} tab::_ %if {self.is_('eq', 'target', 0)}"]
         first, second, inner, inner2 = [], [], [], []
         for u, use in enumerate(self.uses):
             if self.tracked and use.need is None:

@@ -16,6 +16,7 @@ from factory.tasks.sql.database import quote
 from factory.tasks.sql.forms import AGGREGATES
 from factory.tasks.sql.general_grammar import Values, rules
 from factory.tasks.sql.lexemes import names
+from factory.tasks.sql.marks import Marks
 from factory.tasks.sql.prompt import full_order, schema_of
 from factory.tasks.sql.schema import Schema
 from factory.tasks.sql.single import AGGREGATE_TOKENS, MAX_CONDITIONS, OPERATOR_TOKENS
@@ -46,7 +47,7 @@ def constraint(
     """The grammar of every acceptable completion: existing tables and columns; values from the question, numbers, stored values."""
     schema = schema_of(source)
     if schema.single:
-        text = _single_compact(schema, question) if dialect == "compact" else _single_plain(schema, question)
+        text = _single_compact(schema, question, matches) if dialect == "compact" else _single_plain(schema, question)
     else:
         values = _values(schema, question, matches, dialect)
         text = rules(schema, dialect, names(schema, full_order(schema, order)), values)
@@ -66,15 +67,18 @@ def substring(parts: Sequence[str]) -> str:
     return "%regex " + json.dumps({"substring_chunks": list(parts)}, ensure_ascii=False)
 
 
-def _single_compact(schema: Schema, question: str) -> str:
+def _single_compact(schema: Schema, question: str, matches: Sequence[Match]) -> str:
     parts = [chunk.text for chunk in chunks(question)]
+    marks = len(Marks(schema, question, matches).values)
     lines = [
-        f"start: AGG COL cond{{0,{MAX_CONDITIONS}}}" if parts else "start: AGG COL",
+        f"start: cond{{0,{MAX_CONDITIONS}}} AGG COL" if parts else "start: AGG COL",
         f"AGG: {choice(AGGREGATE_TOKENS)}",
         f"COL: {choice(f'<c{i}>' for i in range(len(schema.columns)))}",
     ]
     if parts:
-        lines += ["cond: COL OP VALUE", f"OP: {choice(OPERATOR_TOKENS)}", "VALUE: RUN & /(?s:.+)/", f"RUN: {substring(parts)}"]
+        lines += [f"cond: {'(MARK | VALUE)' if marks else 'VALUE'} COL OP?", f"OP: {choice(OPERATOR_TOKENS[1:])}"]
+        lines += [f"MARK: {choice(f'<v{i}>' for i in range(marks))}"] if marks else []
+        lines += ["VALUE: RUN & /(?s:.+)/", f"RUN: {substring(parts)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -128,10 +132,11 @@ def _values(schema: Schema, question: str, matches: Sequence[Match], dialect: Di
         own = ["'" + value.replace("'", "''") + "'" for value in stored]
         number, limit, like = "/-?[0-9]{1,9}(\\.[0-9]{1,4})?/", "/[1-9][0-9]{0,2}/", "LIKE"
         named = [f"STORED: {choice(own)}"] if own else []
-        ways = ["COPY"] * bool(parts) + [choice(value.replace("'", "''") for value in stored)] * bool(stored)
+        ways = ["COPY"] * bool(parts) + ([choice(value.replace("'", "''") for value in stored)] if stored else [])
         named += ["BARE: " + (" | ".join(ways) or '"?"'), "LIKE: \"'\" \"%\"? BARE \"%\"? \"'\""]
+        named.append("DIGITS: \"'\" " + number + " \"'\"")
     copied = "COPY" if dialect == "compact" else "\"'\" COPY \"'\""
-    ways = [copied] * bool(parts) + ["STORED"] * any(own) or ['" ?"' if dialect == "compact" else "\"''\""]
+    ways = [copied] * bool(parts) + ["STORED"] * any(own) + (["DIGITS"] if dialect == "plain" else [])
     copy = f"COPY: RUN & /(?s:[^ ](.{{0,{LONGEST_COPY}}}[^ ])?)/" if dialect == "plain" else f"COPY: RUN & /(?s:.{{1,{LONGEST_COPY}}})/"
     named += [copy, f"RUN: {substring(parts)}"] if parts else []
-    return Values((f"TEXT: {' | '.join(ways)}", *named), "TEXT", like, number, limit)
+    return Values((f"TEXT: {' | '.join(ways) or 'NUMBER'}", *named), "TEXT", like, number, limit)

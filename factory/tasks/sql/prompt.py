@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from agents.chat import Message
 from factory.tasks.sql.database import quote
+from factory.tasks.sql.marks import Marks
 from factory.tasks.sql.schema import Schema, Table
 from factory.tasks.sql.spaced import spaced, spaced_name
 from factory.tasks.task import Dialect
@@ -86,7 +87,22 @@ def render_prompt(
     return (Message(role="user", content=_compact(schema, question, matches, full_order(schema, order), layout)),)
 
 
+def _single_compact(schema: Schema, question: str, matches: Sequence[Match], order: Sequence[int], layout: Layout) -> str:
+    """` no.<num><v0><c1> school<c2> … <q> which<c2> school did<v0> 3 play for`: names and values marked where they are said."""
+    marks = Marks(schema, question, matches if layout.links else ())
+    rank = [0] * len(order)
+    shown = []
+    for k, i in enumerate(order):
+        rank[i] = k
+        column = schema.columns[i][1]
+        name = (spaced(column.name) or " " + column.name.lower()) + ("<num>" if layout.types and column.type == "number" else "")
+        shown.append(name + "".join(f"<v{value}>" for value in marks.of_column(i)) + f"<c{k}>")
+    return "".join(shown) + "<q>" + marks.written(rank)
+
+
 def _compact(schema: Schema, question: str, matches: Sequence[Match], order: Sequence[int], layout: Layout) -> str:
+    if schema.single:
+        return _single_compact(schema, question, matches, order, layout)
     spans: dict[int, list[str]] = {}
     for match in matches if layout.links else ():
         text = spaced(match.span)
@@ -99,14 +115,14 @@ def _compact(schema: Schema, question: str, matches: Sequence[Match], order: Seq
     local: dict[int, int] = {}
     for i in order:
         table = owner[i]
-        if not schema.single and table not in table_rank:
+        if table not in table_rank:
             table_rank[table] = len(table_rank)
             shown.append(f"<t{table_rank[table]}>{spaced_name(schema.tables[table].name)}")
         number = local.get(table, 0)
         local[table] = number + 1
         tokens[i] = f"<c{number}>"
         column = schema.columns[i][1]
-        name = spaced(column.name) or " " + column.name.lower() if schema.single else spaced_name(column.name)
+        name = spaced_name(column.name)
         if layout.types and column.type == "number":
             name += "<num>"
         name += "".join(f"<v>{text}" for text in spans.get(i, ()))

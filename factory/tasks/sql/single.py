@@ -1,7 +1,10 @@
-"""WikiSQL's form in position tokens: `<max><c3><c5><eq> butler cc ( ks )<c4><gt> 3`.
+"""WikiSQL's form in position tokens: `<v0><c5><v1><c4><gt><max><c3>` is MAX(c3) WHERE c5 = value 0 AND c4 > value 1.
 
 Does: write a logical form (`forms.py`) as compact text and read it back, values spelt as the question spells them.
-Does not: write or read SQL, or anything with a second table (`lexemes.py`).
+Does not: write or read SQL, find values (`marks.py`), or anything with a second table (`lexemes.py`).
+
+The value comes before its column: in the prompt the column's token follows the marks of its values, so that a model that
+continues what followed the mark is right. A value without a mark is written out, ` butler cc ( ks )<c5>`. `=` is not written.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import re
 from collections.abc import Sequence
 
 from factory.tasks.sql.forms import Form
+from factory.tasks.sql.marks import Marks
 from factory.tasks.sql.schema import Schema
 from factory.tasks.sql.spaced import chunks, find, find_inside, number_literal, numbers, same_number, spaced
 from factory.tasks.task import AnswerError
@@ -18,8 +22,8 @@ AGGREGATE_TOKENS = ("<sel>", "<max>", "<min>", "<count>", "<sum>", "<avg>")
 OPERATOR_TOKENS = ("<eq>", "<gt>", "<lt>")
 MAX_CONDITIONS = 4
 
-_HEAD = re.compile(r"\s*(<\w+>)\s*<c(\d+)>")
-_CONDITION = re.compile(r"\s*<c(\d+)>\s*(<\w+>)(.*?)(?=\s*<c\d+>|\s*$)", re.DOTALL)
+_TAIL = re.compile(r"(<sel>|<max>|<min>|<count>|<sum>|<avg>)\s*<c(\d+)>\s*\Z")
+_CONDITION = re.compile(r"\s*(?:<v(\d+)>|(.+?))\s*<c(\d+)>(<gt>|<lt>)?", re.DOTALL)
 
 
 def spell(question: str, value: str) -> tuple[str, int]:
@@ -38,40 +42,46 @@ def respelt(question: str, form: Form) -> Form:
     return Form(form.sel, form.agg, tuple((c, o, spell(question, v)[0]) for c, o, v in form.conds))
 
 
-def to_compact(question: str, form: Form, rank: Sequence[int]) -> str:
+def to_compact(marks: Marks, form: Form, rank: Sequence[int]) -> str:
     """Compact text; `rank[i]` is the number column i has in the prompt.
 
     Conditions follow the places of their values in the question, so that equal meanings have one spelling to learn.
     """
     written = []
     for column, operator, value in form.conds:
-        text, place = spell(question, value)
-        body = spaced(text) or " " + text.lower()
-        written.append((place, f"<c{rank[column]}>{OPERATOR_TOKENS[operator]}{body}"))
+        text, place = spell(marks.question, value)
+        mark = marks.number_of.get(text.lower())
+        body = f"<v{mark}>" if mark is not None else spaced(text) or " " + text.lower()
+        written.append((place, f"{body}<c{rank[column]}>{OPERATOR_TOKENS[operator] if operator else ''}"))
     written.sort(key=lambda item: item[0])
-    return f"{AGGREGATE_TOKENS[form.agg]}<c{rank[form.sel]}>" + "".join(text for _, text in written)
+    return "".join(text for _, text in written) + f"{AGGREGATE_TOKENS[form.agg]}<c{rank[form.sel]}>"
 
 
-def from_compact(schema: Schema, question: str, completion: str, order: Sequence[int]) -> Form:
+def from_compact(schema: Schema, marks: Marks, completion: str, order: Sequence[int]) -> Form:
     """The reverse; `order[k]` is the schema column shown as `<ck>`. Raises AnswerError("not-parsed" | "unknown-column")."""
-    head = _HEAD.match(completion)
-    if head is None or head[1] not in AGGREGATE_TOKENS:
-        raise AnswerError("not-parsed", f"no aggregate and column at the start: {completion[:80]!r}")
+    tail = _TAIL.search(completion)
+    if tail is None:
+        raise AnswerError("not-parsed", f"no aggregate and column at the end: {completion[-80:]!r}")
 
     def column(number: str) -> int:
         if int(number) >= len(order):
             raise AnswerError("unknown-column", f"<c{number}> is not in the prompt ({len(order)} columns)")
         return order[int(number)]
 
-    selected, conditions, at = column(head[2]), [], head.end()
-    while at < len(completion.rstrip()):
-        found = _CONDITION.match(completion, at)
-        if found is None or found[2] not in OPERATOR_TOKENS or not found[3].strip():
-            raise AnswerError("not-parsed", f"not a condition: {completion[at : at + 80]!r}")
-        own, operator = column(found[1]), OPERATOR_TOKENS.index(found[2])
-        value = spell(question, found[3].strip())[0]
+    conditions, at = [], 0
+    while completion[at : tail.start()].strip():
+        found = _CONDITION.match(completion, at, tail.start())
+        if found is None:
+            raise AnswerError("not-parsed", f"not a condition: {completion[at : tail.start()][:80]!r}")
+        own, operator = column(found[3]), OPERATOR_TOKENS.index(found[4] or "<eq>")
+        if found[1] is None:
+            value = spell(marks.question, found[2].strip())[0]
+        elif int(found[1]) < len(marks.values):
+            value = marks.values[int(found[1])][0]
+        else:
+            raise AnswerError("not-parsed", f"<v{found[1]}> is not in the prompt ({len(marks.values)} values)")
         if operator or schema.tables[0].columns[own].type == "number":
             value = number_literal(value) or value
         conditions.append((own, operator, value))
         at = found.end()
-    return Form(selected, AGGREGATE_TOKENS.index(head[1]), tuple(conditions))
+    return Form(column(tail[2]), AGGREGATE_TOKENS.index(tail[1]), tuple(conditions))
