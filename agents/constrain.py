@@ -31,7 +31,9 @@ Kind = Literal["choice", "regex", "json_schema", "lark"]
 CACHED_GRAMMARS = 512
 """Compiled grammars an engine keeps; one over a table and a question takes 1 ms to compile and about 80 kB."""
 ROWS_WORTH_THREADS = 16
-"""From this many rows on, masks (10-50 us each) are filled by several threads."""
+"""From this many rows on, masks (10-60 us each) are filled by several threads, where there are at least `THREADS_WORTH_IT`."""
+THREADS_WORTH_IT = 4
+"""With two threads the hand-over costs what it saves."""
 
 
 class Constraint(BaseModel):
@@ -187,7 +189,7 @@ class Engine:
         self._limits = LLParserLimits(verbose_errors=False)
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
         threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        self._executor = LLExecutor(threads) if threads > 1 else None
+        self._executor = LLExecutor(threads) if threads >= THREADS_WORTH_IT else None
 
     def tokenize(self, text: str) -> list[int]:
         """Ids that spell exactly `text`, no special ones added. Raises ConstraintError when the vocabulary cannot."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,18 +67,19 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         new[:, :, : self._length] = old[:, :, : self._length]
         return new
 
-    def keep(self, rows: Tensor, start: int) -> None:
-        """Keep only `rows` (n,) int64 of the batch and positions from `start` on."""
+    def keep(self, count: int, sources: Tensor, targets: Tensor) -> None:
+        """Move rows `sources` (n,) to `targets` (n,), then keep the first `count`: only what moves is copied."""
         if not self.is_initialized:
             return
-        self._keys = self._keys[rows, :, start:]
-        self._values = self._values[rows, :, start:]
-        self._length -= start
+        if len(sources):
+            self._keys[targets, :, : self._length] = self._keys[sources, :, : self._length]
+            self._values[targets, :, : self._length] = self._values[sources, :, : self._length]
+        self._keys, self._values = self._keys[:count], self._values[:count]
         self.keys, self.values = self._keys[:, :, : self._length], self._values[:, :, : self._length]
 
 
 class Batch:
-    """Rows decoded together. `step()` writes one token to every live row; drop the ones that are over with `keep`."""
+    """Rows decoded together. `step()` writes one token to every live row; `drop` the ones that are over."""
 
     def __init__(self, model: Any, rows: Sequence[Row], pad_id: int) -> None:
         self.model, self.rows = model, list(rows)
@@ -86,10 +87,10 @@ class Batch:
         self.seconds: dict[str, float] = {"forward": 0.0, "choose": 0.0}
         """where time went: forward, choose"""
         length = max(len(row.prompt) for row in self.rows)
-        self.pads = [length - len(row.prompt) for row in self.rows]
-        ids = torch.tensor([[pad_id] * pad + row.prompt for pad, row in zip(self.pads, self.rows)], device=self.device)
+        pads = [length - len(row.prompt) for row in self.rows]
+        ids = torch.tensor([[pad_id] * pad + row.prompt for pad, row in zip(pads, self.rows)], device=self.device)
         mask = torch.ones((len(self.rows), length), dtype=torch.long)
-        for mask_row, pad in zip(mask, self.pads):
+        for mask_row, pad in zip(mask, pads):
             mask_row[:pad] = 0
         self.mask = mask.to(self.device)
         self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
@@ -171,21 +172,27 @@ class Batch:
             row.logprobs.append(logprob)
             row.tops.append([(token, value) for token, value in zip(row_ids, row_values) if value > -torch.inf][: row.top])
 
-    def keep(self, indices: list[int]) -> None:
-        """Go on with these rows only (with none the batch is over); padding that all of them share is cut off."""
-        if not indices or len(indices) == len(self.rows):
-            return
-        rows = torch.tensor(indices, device=self.device)
-        self.pads = [self.pads[i] for i in indices]
-        trim = min(self.pads) if self.roomy else 0
-        self.pads = [pad - trim for pad in self.pads]
+    @torch.inference_mode()
+    def drop(self, over: Collection[int]) -> list[int]:
+        """Go on without the rows at these places. Returns the old place of every row left: the last ones fill the holes."""
+        count = len(self.rows) - len(over)
+        late = [i for i in range(count, len(self.rows)) if i not in over]
+        holes = [i for i in range(count) if i in over]
+        order = list(range(count))
+        for source, target in zip(late, holes):
+            order[target] = source
+        if not count or not over:
+            return order
+        if self.roomy:
+            sources, targets = torch.tensor([late, holes], dtype=torch.long, device=self.device)
+            for layer in self.roomy:
+                layer.keep(count, sources, targets)
+        rows = torch.tensor(order, device=self.device)
         if not self.roomy:
             self.cache.batch_select_indices(rows)
-        for layer in self.roomy:
-            layer.keep(rows, trim)
-        self.rows = [self.rows[i] for i in indices]
-        self.mask = self.mask[rows, trim:]
-        self.inputs, self.positions = self.inputs[rows], self.positions[rows]
+        self.rows = [self.rows[i] for i in order]
+        self.mask, self.inputs, self.positions = self.mask[rows], self.inputs[rows], self.positions[rows]
+        return order
 
 
 @torch.inference_mode()

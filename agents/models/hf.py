@@ -240,10 +240,10 @@ class TransformersModel:
                 live[row].ended, live[row].text = "error", sentence
             tokens = batch.choose(bits)
             self._advance(live, tokens)
-            done = [one for one in live if one.ended is not None]
-            if done:
-                batch.keep([i for i, one in enumerate(live) if one.ended is None])
-                live = [one for one in live if one.ended is None]
+            over = {i for i, one in enumerate(live) if one.ended is not None}
+            if over:
+                done = [live[i] for i in sorted(over)]
+                live = [live[i] for i in batch.drop(over)]
                 times = (opened, started, prefilled, time.perf_counter())
                 for one in done:
                     yield one.index, self._reply(one, times)

@@ -67,6 +67,9 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama(model_dir: Path) -> Any:
+    import torch
+
     from agents.models import open_model
 
+    torch.set_num_threads(1)  # two threads on a busy machine wait for each other far longer than such a model takes
     return open_model(str(model_dir), batch=8)
