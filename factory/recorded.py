@@ -22,9 +22,11 @@ class RecordedModel:
     A request without a stored answer gets a Reply with stop_reason "error" and is counted in `missing`.
     """
 
-    def __init__(self, answers: Mapping[str, str], name: str = "recorded") -> None:
+    def __init__(self, answers: Mapping[str, str], name: str = "recorded", unused: int = 0) -> None:
+        """`unused`: stored rows that belong to none of the examples, for whoever reports on the run."""
         self.name = name
         self.answers = answers
+        self.unused = unused
         self.missing = 0
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:

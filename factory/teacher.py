@@ -165,10 +165,10 @@ def open_teacher(plan: TeacherPlan, examples: Sequence[Example] = ()) -> ChatMod
     Raises TeacherError when the weights turn out not to be what was planned, ModelError from the backend.
     """
     if plan.replays:
-        stored = references(examples)
-        if plan.location:
-            stored, _ = read_answers(Path(plan.location), examples)
-        return RecordedModel(stored, plan.name)
+        if not plan.location:
+            return RecordedModel(references(examples), plan.name)
+        stored, unused = read_answers(Path(plan.location), examples)
+        return RecordedModel(stored, plan.name, unused)
     if plan.kind == "local":
         from factory.teachers_local import load_teacher
 

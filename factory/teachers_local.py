@@ -11,6 +11,7 @@ leaves the experts, most of a mixture, in 16 bit (bitsandbytes#1849); a model lo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatModel
@@ -68,10 +69,8 @@ def load(location: str, bits: int, device: str, revision: str | None = None) -> 
     `device` "cuda" spreads over all GPUs. A checkpoint that comes quantized is loaded as it is. Raises NotQuantizedError, OSError
     (no such model) and ValueError (not loadable by this version of transformers).
     """
-    from pathlib import Path
-
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     revision = None if Path(location).is_dir() else revision
     config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
@@ -85,8 +84,15 @@ def load(location: str, bits: int, device: str, revision: str | None = None) -> 
     model.train(False)
     if bits == 4 and not ready:
         check_quantized(model)
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
-    return model, tokenizer
+    return model, load_tokenizer(location, revision)
+
+
+def load_tokenizer(location: str, revision: str | None = None) -> Any:
+    """The tokenizer alone (a few MB), to compare it with a student's before weights are read."""
+    from transformers import AutoTokenizer
+
+    revision = None if Path(location).is_dir() else revision
+    return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
 
 
 def nf4_with_experts() -> Any:
