@@ -80,8 +80,10 @@ class Course(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        if logs and "loss" in logs and state.is_world_process_zero:
+        if logs and "loss" in logs:
             self.losses.append((state.global_step, logs["loss"]))
+            if not state.is_world_process_zero:
+                return
             numbers = {"loss": round(logs["loss"], 4), "lr": logs["learning_rate"], "epoch": round(state.epoch or 0.0, 3)}
             if "grad_norm" in logs:
                 numbers["grad_norm"] = round(float(logs["grad_norm"]), 4)

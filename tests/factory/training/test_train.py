@@ -104,7 +104,7 @@ def test_resume_gives_the_same_losses(
     assert found is not None and found.name == "checkpoint-4"
     seen = EventLog()
     resumed = train(job, seen)
-    assert [e for e in seen.events if e["kind"] == "start"][0]["done"] == 4
+    assert next(e for e in seen.events if e["kind"] == "start")["done"] == 4
     assert [step for step, _ in resumed.losses] == list(range(1, 10))
     for (_, mine), (_, theirs) in zip(resumed.losses, whole.losses):
         assert mine == pytest.approx(theirs, rel=1e-5)
@@ -124,7 +124,7 @@ def test_a_torn_checkpoint_falls_back(job: TrainJob, log: EventLog, stop_at: Cal
         file.truncate(100)
     seen = EventLog()
     resumed = train(job, seen)
-    assert [e for e in seen.events if e["kind"] == "start"][0]["done"] == 2
+    assert next(e for e in seen.events if e["kind"] == "start")["done"] == 2
     assert resumed.final_loss == pytest.approx(whole.final_loss, rel=1e-5)
     assert newest(job.out_dir / "checkpoints") == job.out_dir / "checkpoints" / "checkpoint-6"
 
