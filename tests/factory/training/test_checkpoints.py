@@ -63,7 +63,7 @@ def test_learning_rate_rises_falls_and_ends_at_zero() -> None:
     factors = [schedule.factor(i) for i in range(101)]
     assert factors[0] == pytest.approx(0.1) and max(factors) == factors[9] == 1.0
     assert factors[10] == 1.0 and factors[55] == pytest.approx(0.5) and factors[100] == 0
-    assert all(a >= b for a, b in itertools.pairwise(factors))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
     cosine = Schedule.open(None, 100, 0.1, "cosine")
     assert cosine.factor(55) == pytest.approx(0.5) and cosine.factor(100) == 0
     assert Schedule.open(None, 100, 0.1, "constant").factor(99) == 1.0
