@@ -216,9 +216,9 @@ class HttpModel:
             last = endpoint
             pause = min(options.backoff_max_s, options.backoff_s * 2**attempt) * self._dice.uniform(0.5, 1.0)
             if wait is not None:
-                wait = min(max(wait, 0.0), LONGEST_REST_S)
-                pause = wait * self._dice.uniform(1.0, 1.25)
-                endpoint.rest_until = max(endpoint.rest_until, time.monotonic() + wait)
+                # Everybody leaves this endpoint alone that long; where there is another, this request goes there now.
+                endpoint.rest_until = max(endpoint.rest_until, time.monotonic() + min(max(wait, 0.0), LONGEST_REST_S))
+                continue
             await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns")
 
@@ -240,7 +240,8 @@ class HttpModel:
             if awake:
                 others = [endpoint for endpoint in awake if endpoint is not last]
                 return min(others or awake, key=lambda endpoint: endpoint.active)
-            await asyncio.sleep(min(endpoint.rest_until for endpoint in self._endpoints) - now)
+            rest = min(endpoint.rest_until for endpoint in self._endpoints) - now
+            await asyncio.sleep(rest * self._dice.uniform(1.0, 1.25))
 
 
 def _let_in(run: _Run) -> None:

