@@ -150,11 +150,10 @@ def new_model(shape: Shape, tokenizer: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-def init_weights(model: Any, seed: int, mimetic: bool = False) -> None:
+def init_weights(model: Any, seed: int, induction: bool = True) -> None:
     """Set every weight of a Llama: N(0, 0.02), output projections scaled by 1 / sqrt(2 layers) (GPT-2), norms 1.
 
-    `mimetic` starts attention near what trained models show (Trockman & Kolter 2023): per head W_q' W_k = 0.7 I + noise, and
-    W_o W_v = -0.4 I + noise.
+    `induction`: the first two layers start as heads that look things up (`factory.induction`).
     """
     import torch
 
@@ -167,28 +166,7 @@ def init_weights(model: Any, seed: int, mimetic: bool = False) -> None:
                 continue
             scale = 0.02 * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
             weight.copy_(torch.randn(weight.shape, generator=random) * scale)
-        if mimetic:
-            for layer in model.model.layers:
-                _mimetic(layer.self_attn, random)
+    if induction:
+        from factory.induction import set_induction_heads
 
-
-def _mimetic(attention: Any, random: Any) -> None:
-    import torch
-
-    hidden = attention.q_proj.weight.shape[1]
-    width = attention.head_dim
-    groups = attention.q_proj.weight.shape[0] // attention.k_proj.weight.shape[0]
-    for head in range(attention.k_proj.weight.shape[0] // width):
-        noise = torch.randn(hidden, hidden, generator=random) / hidden**0.5
-        u, s, v = torch.linalg.svd(0.7 * torch.eye(hidden) + 0.7 * noise)
-        root = s[:width].sqrt()
-        rows = slice(head * width, (head + 1) * width)
-        attention.k_proj.weight[rows] = root[:, None] * v[:width]
-        for group in range(groups):
-            at = (head * groups + group) * width
-            attention.q_proj.weight[at : at + width] = root[:, None] * u[:, :width].T
-    if groups == 1 and attention.v_proj.weight.shape == attention.o_proj.weight.shape:
-        noise = torch.randn(hidden, hidden, generator=random) / hidden**0.5
-        u, s, v = torch.linalg.svd(0.4 * noise - 0.4 * torch.eye(hidden))
-        attention.v_proj.weight.copy_(s.sqrt()[:, None] * v)
-        attention.o_proj.weight.copy_(u * s.sqrt())
+        set_induction_heads(model, random)
