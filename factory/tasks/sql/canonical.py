@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from factory.tasks.sql.lexemes import (
     MAX_DERIVED,
     MAX_INSTANCES,
     ColumnRef,
+    DerivedAs,
     DerivedName,
     DerivedRef,
     Lexeme,
@@ -66,6 +68,9 @@ class _Source:
     table: int
     instance: int = 1
     outputs: list[str] = field(default_factory=list)
+    unnamed: Callable[[], list[Lexeme]] | None = None
+    """the derived table's query again, its outputs unnamed"""
+    used: bool = False
 
 
 @dataclass
@@ -96,7 +101,7 @@ class _Writer:
         self.aggregates = {exp.Max: "max(", exp.Min: "min(", exp.Count: "count(", exp.Sum: "sum(", exp.Avg: "avg("}
 
     # -- queries ---------------------------------------------------------------------------------------------------
-    def query(self, node: exp.Expression, outer: Scopes, ctes: dict[str, exp.Expression], derived: bool) -> tuple[list[Lexeme], list[str]]:
+    def query(self, node: exp.Expr, outer: Scopes, ctes: dict[str, exp.Expr], derived: bool) -> tuple[list[Lexeme], list[str]]:
         """Lexemes of a SELECT or set operation, and its output names."""
         exp = self.exp
         while isinstance(node, exp.Subquery | exp.Paren) and not node.args.get("joins"):
@@ -125,7 +130,7 @@ class _Writer:
             raise refuse(type(node).key.upper())
         return self.select(node, outer, ctes, derived)
 
-    def select(self, node: exp.Select, outer: Scopes, ctes: dict[str, exp.Expression], derived: bool) -> tuple[list[Lexeme], list[str]]:
+    def select(self, node: exp.Select, outer: Scopes, ctes: dict[str, exp.Expr], derived: bool) -> tuple[list[Lexeme], list[str]]:
         exp = self.exp
         for key in ("windows", "qualify", "laterals", "distribute", "sort", "cluster"):
             if node.args.get(key):
@@ -158,13 +163,11 @@ class _Writer:
                         raise AnswerError("unknown-column", f"no column {name.name!r} to join on")
                     from_line += [Word("and" if k else "on"), left, Word("="), right]
         items, outputs = self.items(node, scope, scopes, ctes)
-        line: list[Lexeme] = [Word("select"), *([Word("distinct")] if node.args.get("distinct") else [])]
-        if derived and len(items) > MAX_DERIVED:
-            raise refuse(f"a derived table of {len(items)} columns")
+        items_line: list[Lexeme] = [Word("distinct")] if node.args.get("distinct") else []
         for i, item in enumerate(items):
-            line += ([Word(",")] if i else []) + item
-            line += [DerivedName(i + 1)] if derived and item != [Word("*")] else []
-        line += from_line
+            items_line += ([Word(",")] if i else []) + item
+            items_line += [DerivedName(i + 1)] if derived and item != [Word("*")] else []
+        line: list[Lexeme] = [Word("select"), *items_line, *from_line]
         if node.args.get("where"):
             line += [Word("where"), *self.condition(node.args["where"].this, scopes, ctes)]
         if node.args.get("group"):
@@ -184,16 +187,20 @@ class _Writer:
                 if not isinstance(count, exp.Literal) or count.is_string:
                     raise refuse(f"{name.upper()} that is not a number")
                 line += [Word(name), Number(count.this)]
+        first_source = scope.sources[0]
+        if first_source.unnamed is not None and not first_source.used:
+            at = 1 + len(items_line) + 1
+            line[at : at + len(first)] = [Word("("), *first_source.unnamed(), Word(")"), DerivedAs(0)]
         return line, outputs
 
-    def source(self, node: exp.Expression, scope: _Scope, outer: Scopes, ctes: dict[str, exp.Expression], select: exp.Select) -> list[Lexeme]:
+    def source(self, node: exp.Expr, scope: _Scope, outer: Scopes, ctes: dict[str, exp.Expr], select: exp.Select) -> list[Lexeme]:
         exp = self.exp
         name = node.alias_or_name.lower()
         if isinstance(node, exp.Table) and node.name.lower() in ctes and not node.db:
             held = {key: value for key, value in ctes.items() if key != node.name.lower()}
-            inner, outputs = self.query(ctes[node.name.lower()].copy(), outer, held, derived=True)
+            return self.derived(ctes[node.name.lower()].copy(), name, scope, outer, held)
         elif isinstance(node, exp.Subquery):
-            inner, outputs = self.query(node.this, outer, ctes, derived=True)
+            return self.derived(node.this, name, scope, outer, ctes)
         elif isinstance(node, exp.Table):
             table = self.tables.get(node.name.lower())
             if table is None:
@@ -208,10 +215,14 @@ class _Writer:
             return [TableRef(table, instance)]
         else:
             raise refuse(f"{type(node).key.upper()} in FROM")
-        scope.sources.append(_Source(name, -1, outputs=outputs))
-        return [Word("("), *inner, Word(")"), Word("as derived")]
 
-    def correlated(self, select: exp.Select, outer: Scopes, ctes: dict[str, exp.Expression]) -> bool:
+    def derived(self, node: exp.Expr, name: str, scope: _Scope, outer: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
+        inner, outputs = self.query(node, outer, ctes, derived=True)
+        unnamed = partial(self.query, node, outer, ctes, derived=False)
+        scope.sources.append(_Source(name, -1, outputs=outputs, unnamed=lambda: unnamed()[0]))
+        return [Word("("), *inner, Word(")"), DerivedAs(len(outputs))]
+
+    def correlated(self, select: exp.Select, outer: Scopes, ctes: dict[str, exp.Expr]) -> bool:
         """Whether some column inside `select` belongs to a query around it."""
         exp = self.exp
         for column in select.find_all(exp.Column):
@@ -235,8 +246,11 @@ class _Writer:
         for source in sources:
             if source.table >= 0 and column in self.columns[source.table]:
                 return ColumnRef(source.table, source.instance, self.columns[source.table][column])
-            if source.table < 0 and column in source.outputs[:MAX_DERIVED]:
-                return DerivedRef(source.outputs.index(column) + 1)
+            if source.table < 0 and column in source.outputs:
+                if len(source.outputs) > MAX_DERIVED or "*" in source.outputs:
+                    raise refuse(f"a derived table of {len(source.outputs)} columns")
+                source.used = True
+                return DerivedRef(len(source.outputs), source.outputs.index(column) + 1)
         return None
 
     def lookup(self, node: exp.Column, scopes: Scopes) -> Lexeme | None:
@@ -264,7 +278,7 @@ class _Writer:
         known = ", ".join(dict.fromkeys(s.name for scope in scopes for s in scope.sources))
         raise AnswerError("unknown-column", f"no column {node.sql(dialect='sqlite')} in {known}")
 
-    def items(self, node: exp.Select, scope: _Scope, scopes: Scopes, ctes: dict[str, exp.Expression]) -> tuple[list[list[Lexeme]], list[str]]:
+    def items(self, node: exp.Select, scope: _Scope, scopes: Scopes, ctes: dict[str, exp.Expr]) -> tuple[list[list[Lexeme]], list[str]]:
         exp = self.exp
         outputs: list[str] = []
         for item in node.expressions:
@@ -290,7 +304,7 @@ class _Writer:
         return scope.items, outputs
 
     # -- expressions and conditions: canonical_terms.py holds the rest ------------------------------------------------
-    def term(self, node: exp.Expression, scopes: Scopes, ctes: dict[str, exp.Expression]) -> list[Lexeme]:
+    def term(self, node: exp.Expr, scopes: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
         """A column, aggregate, number, or one arithmetic operation on two of them; ORDER BY 2 means the second item."""
         exp = self.exp
         while isinstance(node, exp.Paren):
@@ -306,7 +320,7 @@ class _Writer:
             return [*left, Word(self.arithmetic[type(node)]), *right]
         return self.operand(node, scopes, ctes)
 
-    def operand(self, node: exp.Expression, scopes: Scopes, ctes: dict[str, exp.Expression]) -> list[Lexeme]:
+    def operand(self, node: exp.Expr, scopes: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
         exp = self.exp
         while isinstance(node, exp.Paren):
             node = node.this
@@ -336,12 +350,12 @@ class _Writer:
             return [Word("("), *self.query(node, scopes, ctes, derived=False)[0], Word(")")]
         raise refuse(type(node).key.upper())
 
-    def condition(self, node: exp.Expression, scopes: Scopes, ctes: dict[str, exp.Expression]) -> list[Lexeme]:
+    def condition(self, node: exp.Expr, scopes: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
         exp = self.exp
         while isinstance(node, exp.Paren):
             node = node.this
         if isinstance(node, exp.And | exp.Or):
-            parts: list[exp.Expression] = []
+            parts: list[exp.Expr] = []
             self.flatten(node, type(node), parts)
             line: list[Lexeme] = []
             for i, part in enumerate(parts):
@@ -352,7 +366,7 @@ class _Writer:
             return line
         return self.predicate(node, scopes, ctes)
 
-    def flatten(self, node: exp.Expression, kind: type, out: list[exp.Expression]) -> None:
+    def flatten(self, node: exp.Expr, kind: type, out: list[exp.Expr]) -> None:
         while isinstance(node, self.exp.Paren):
             node = node.this
         if isinstance(node, kind):
@@ -361,7 +375,7 @@ class _Writer:
         else:
             out.append(node)
 
-    def predicate(self, node: exp.Expression, scopes: Scopes, ctes: dict[str, exp.Expression]) -> list[Lexeme]:
+    def predicate(self, node: exp.Expr, scopes: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
         exp = self.exp
         no = ""
         while isinstance(node, exp.Not | exp.Paren):
@@ -393,7 +407,7 @@ class _Writer:
             return [*line, Word(")")]
         raise refuse(type(node).key.upper())
 
-    def comparison(self, node: exp.Expression, no: str, scopes: Scopes, ctes: dict[str, exp.Expression]) -> list[Lexeme]:
+    def comparison(self, node: exp.Expr, no: str, scopes: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
         exp = self.exp
         word = self.compare[type(node)]
         if no:
@@ -412,7 +426,7 @@ class _Writer:
             raise refuse(f"LIKE {text!r}")
         return Text(self.spell(inner, -1), "%" * before, "%" * after)
 
-    def value(self, node: exp.Expression, left: Sequence[Lexeme], scopes: Scopes, ctes: dict[str, exp.Expression]) -> list[Lexeme]:
+    def value(self, node: exp.Expr, left: Sequence[Lexeme], scopes: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
         """The right side of a comparison with `left`: literals take the spelling of the column's type."""
         line = self.term(node, scopes, ctes)
         if len(line) != 1 or not isinstance(line[0], Text | Number):

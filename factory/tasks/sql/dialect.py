@@ -47,7 +47,7 @@ def special_tokens(dialect: Dialect, general: bool = True) -> tuple[str, ...]:
     if general:
         tokens += tuple(f"<t{i}>" for i in range(MAX_TABLES))
         tokens += tuple(f"<i{i}>" for i in range(2, lexemes.MAX_INSTANCES + 1))
-        tokens += tuple(f"<d{i}>" for i in range(1, lexemes.MAX_DERIVED + 1))
+        tokens += tuple(f"<d{n}{i}>" for n in range(1, lexemes.MAX_DERIVED + 1) for i in range(1, n + 1))
         tokens += ("<%>", *(token for _, compact in lexemes.WORDS.values() for token in re.findall(r"<[^>]+>", compact)))
     return tuple(dict.fromkeys(tokens))
 

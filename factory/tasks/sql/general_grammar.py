@@ -6,7 +6,9 @@ Does not: type-check comparisons, or mention a table more than four times.
 
 Rules carry a 64-bit parameter (llguidance's parametric grammars), cut into fields: which tables the select list still needs,
 which are in scope, and counters that bound every list and the nesting. A parameter only flows down and to the right, so the
-rules are written right-recursively: what comes after an item is the last symbol of the item's rule.
+rules are written right-recursively: what comes after an item is the last symbol of the item's rule. llguidance 1.9 does not
+compare parameters when a rule that others wait for is complete, so one rule must not stand at one place with two parameters
+that matter: nothing is guessed ahead (a derived table's name tells its number of columns, for one).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from factory.tasks.sql.lexemes import (
     MAX_INSTANCES,
     WORDS,
     ColumnRef,
+    DerivedAs,
     DerivedName,
     DerivedRef,
     Names,
@@ -37,9 +40,9 @@ DEEP = 2
 
 FIELDS = {"cnt": 3, "target": 3, "depth": 3, "joins": 3, "preds": 3, "subs": 2, "derived": 1, "dn": 3, "right": 1}
 """Parameter fields and their bits; what is left of 63 tracks tables. cnt: select items so far; target: how many there must be
-(0: any); subs: sub-queries so far; derived: this query makes a derived table; dn: the derived table in FROM has so many columns
-(STAR: unnamed ones); right: this is the right side of a set operation."""
-STAR = MAX_DERIVED + 1
+(0: any); subs: sub-queries so far; derived: this query makes a derived table; dn: FROM is a derived table of so many columns;
+right: this is the right side of a set operation."""
+SIZES = [(n, i) for n in range(1, MAX_DERIVED + 1) for i in range(1, n + 1)]
 BITS = 63 - sum(FIELDS.values())
 
 
@@ -187,7 +190,7 @@ class _Grammar:
             columns = range(len(self.schema.tables[use.table].columns))
             names = " | ".join(self.lexeme(ColumnRef(use.table, use.instance, c)) for c in columns)
             out += [f"C{u}: {names}", f"t{u}: {self.table(use)}"]
-        out += [f"D{i}: {self.lexeme(DerivedRef(i))}" for i in range(1, MAX_DERIVED + 1)]
+        out += [f"D{n}{i}: {self.lexeme(DerivedRef(n, i))}" for n, i in SIZES]
         # Words that begin other words (COUNT, COUNT(*)) are cut in two: the lexer is greedy and does not go back.
         out += [f"CNT: {self.w('count(')}", f"SUMAVG: {self.w('sum(')} | {self.w('avg(')}", f"MAXMIN: {self.w('max(')} | {self.w('min(')}"]
         star = '"*)"' if self.dialect == "plain" else self.w("*")
@@ -202,7 +205,9 @@ class _Grammar:
         end = self.w("agg)")
         distinct = f"{self.w('distinct')}?"
         q = [f"{distinct} sel::_"]
-        q += [f"{distinct} sel::bit_or({self.put(dn=n)}) %if {self.is_('lt', 'depth', MAX_DEPTH)}" for n in range(1, STAR + 1)]
+        whole = self.both(self.is_("le", "target", 1), self.is_("eq", "derived", 0), self.is_("lt", "depth", MAX_DEPTH))
+        unnamed = f"{self.w('(')} derived0::bit_and({self.mask('depth')}) {self.w(')')} {self.lexeme(DerivedAs(0))}"
+        q += [f"all {self.w('from')} {unnamed} %if {whole}"]
         q += [f"{distinct} {self.w('*')} {self.w('from')} tab::_ %if {self.is_('eq', 'target', 0)}"]
         first, second, inner, inner2 = [], [], [], []
         for u, use in enumerate(self.uses):
@@ -215,16 +220,17 @@ class _Grammar:
             second.append(f"item{u} tail{step} {test}")
             inner.append(f"C{u} ain{step} {test}")
             inner2.append(f"C{u} {self.w('agg))')} tail{step} {test}")
-        for i in range(1, MAX_DERIVED + 1):
-            test = f"%if {self.both(self.is_('ge', 'dn', i), self.is_('le', 'dn', MAX_DERIVED))}"
-            first.append(f"ditem{i} aft::_ {test}")
-            second.append(f"ditem{i} tail::_ {test}")
+        for n, i in SIZES:
+            known = self.is_("eq", "dn", n)
+            fresh = self.both(self.is_("eq", "dn", 0), self.is_("eq", "cnt", 0), self.is_("lt", "depth", MAX_DEPTH))
+            first.append(f"ditem{n}{i} aft::bit_or({self.put(dn=n)}) %if {self.either(known, fresh)}")
+            second.append(f"ditem{n}{i} tail::_ %if {known}")
         out = [self.rule("q", q)]
         out += [self.rule("sel", [*first, "all aft::_", f"agg {self.w('agg((')} agx::_ %if {self.is_('eq', 'dn', 0)}"])]
         out += [self.rule("agx", inner), self.rule("ain", ["ARITH ain2::_"]), self.rule("ain2", inner2)]
         out += [self.rule("aft", ["tail::_", "ARITH sel2::_"]), self.rule("sel2", [*second, "all tail::_", "NUMBER tail::_"])]
         out += [f"item{u}: C{u} | agg C{u} {end}" for u in range(len(self.uses)) if not self.tracked or self.uses[u].need is not None]
-        out += [f"ditem{i}: D{i} | agg D{i} {end}" for i in range(1, MAX_DERIVED + 1)]
+        out += [f"ditem{n}{i}: D{n}{i} | agg D{n}{i} {end}" for n, i in SIZES]
         out += [self.rule("tail", [f"named::incr({self.f('cnt')})"])]
         names = [
             f"{self.lexeme(DerivedName(i))} next::_ %if {self.both(self.is_('eq', 'derived', 1), self.is_('eq', 'cnt', i))}"
@@ -242,19 +248,16 @@ class _Grammar:
     def sources(self) -> list[str]:
         """src: FROM's content; tab: its first table; joins, jtab, on: further ones."""
         src = [f"tab::_ %if {self.is_('eq', 'dn', 0)}"]
-        for n in range(1, STAR + 1):
-            inner = f"{self.w('(')} derived{n}::bit_and({self.mask('depth')}) {self.w(')')} {self.w('as derived')}"
+        for n in range(1, MAX_DERIVED + 1):
+            inner = f"{self.w('(')} derived{n}::bit_and({self.mask('depth')}) {self.w(')')} {self.lexeme(DerivedAs(n))}"
             src += [f"{inner}{more} %if {self.is_('eq', 'dn', n)}" for more in ("", " dbody::_")]
         # A derived table deep down counts as the one sub-query allowed there.
         deep = [f"body::incr({self.f('subs')}) %if {self.is_('ge', 'depth', DEEP + 2)}", f"body::_ %if {self.is_('lt', 'depth', DEEP + 2)}"]
         out = [self.rule("src", src), self.rule("dbody", deep)]
-        for n in range(1, STAR + 1):
+        out += [self.rule("derived0", [f"{self.w('select')} q::incr({self.f('depth')})"])]
+        for n in range(1, MAX_DERIVED + 1):
             out += [self.rule(f"derived{n}", [f"derivedb{n}::incr({self.f('depth')})"])]
-            if n < STAR:
-                out += [self.rule(f"derivedb{n}", [f"{self.w('select')} q::bit_or({self.put(target=n, derived=1)})"])]
-            else:
-                star = f"{self.w('select')} {self.w('*')} {self.w('from')} tab::_"
-                out += [self.rule(f"derivedb{n}", [star])]
+            out += [self.rule(f"derivedb{n}", [f"{self.w('select')} q::bit_or({self.put(target=n, derived=1)})"])]
         if not self.tracked:
             first = [f"t{u}{more}" for u in range(len(self.uses)) for more in ("", " joins::_")]
             later = [f"t{u}{more}" for u in range(len(self.uses)) for more in ("", " on::_")]
@@ -285,7 +288,7 @@ class _Grammar:
         end = f" %if is_zeros({self.need})" if self.tracked else ""
         out += [self.rule("on", ["joins::_", f"{on} joins::_", f"{on}{end}"])]
         columns = [f"C{u} %if bit_set({use.scope})" if self.tracked else f"C{u}" for u, use in enumerate(self.uses)]
-        columns += [f"D{i} %if {self.both(self.is_('ge', 'dn', i), self.is_('le', 'dn', MAX_DERIVED))}" for i in range(1, MAX_DERIVED + 1)]
+        columns += [f"D{n}{i} %if {self.is_('eq', 'dn', n)}" for n, i in SIZES]
         return [*out, self.rule("col", columns)]
 
     def clauses(self) -> list[str]:

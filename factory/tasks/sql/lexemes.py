@@ -39,7 +39,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "or": (" OR ", "<or>"),
     "(": ("(", "<(>"),
     ")": (")", "<)>"),
-    "as derived": (' AS "d1"', ""),
     "=": (" = ", "<eq>"),
     "!=": (" != ", "<ne>"),
     ">": (" > ", "<gt>"),
@@ -109,9 +108,17 @@ class ColumnRef:
 
 @dataclass(frozen=True)
 class DerivedRef:
-    """Output `number` (from 1) of the derived table in FROM."""
+    """Output `number` (from 1) of the derived table in FROM, which has `size` outputs (so that its first mention tells both)."""
 
+    size: int
     number: int
+
+
+@dataclass(frozen=True)
+class DerivedAs:
+    """Names a derived table by its number of outputs, 0 when none is referred to; written in plain SQL only."""
+
+    size: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class Text:
     after: str = ""
 
 
-Lexeme = Word | TableRef | ColumnRef | DerivedRef | DerivedName | Number | Text
+Lexeme = Word | TableRef | ColumnRef | DerivedRef | DerivedAs | DerivedName | Number | Text
 
 
 def instance_name(schema: Schema, table: int, instance: int) -> str:
@@ -165,8 +172,10 @@ def to_plain(schema: Schema, line: Sequence[Lexeme]) -> str:
             case ColumnRef(table, instance, column):
                 name = quote(schema.tables[table].columns[column].name)
                 out.append(f"{quote(instance_name(schema, table, instance))}.{name}")
-            case DerivedRef(number):
-                out.append(f'"d1"."v{number}"')
+            case DerivedRef(size, number):
+                out.append(f'"d{size}"."v{number}"')
+            case DerivedAs(size):
+                out.append(f' AS "d{size}"')
             case DerivedName(number):
                 out.append(f' AS "v{number}"')
             case Number(text):
@@ -207,9 +216,9 @@ def to_compact(schema: Schema, line: Sequence[Lexeme], named: Names) -> str:
                 out.append(table_token(named, table, instance))
             case ColumnRef(table, instance, column):
                 out.append(table_token(named, table, instance) + f"<c{named.columns[table].index(column)}>")
-            case DerivedRef(number):
-                out.append(f"<d{number}>")
-            case DerivedName():
+            case DerivedRef(size, number):
+                out.append(f"<d{size}{number}>")
+            case DerivedName() | DerivedAs():
                 pass
             case Number(text):
                 out.append(spaced(text))
@@ -250,9 +259,7 @@ class _Reader:
         return AnswerError(reason, f"{detail} at {''.join(self.tokens[max(self.at - 3, 0) : self.at + 3])!r}")
 
     def read(self) -> list[Lexeme]:
-        # Each open bracket: how it closes, the list position of its query's outputs when it is a derived table.
         brackets: list[str] = []
-        outputs: list[list[int] | None] = [None]
         while self.at < len(self.tokens):
             token = self.peek()
             if token in ("<%>",) or not token.startswith("<"):
@@ -267,7 +274,6 @@ class _Reader:
                     self.at += 1
                     self.line.append(Word("agg(("))
                     brackets.append("agg))")
-                    outputs.append(None)
                 else:
                     self.operand()
                     self.line.append(Word("agg)"))
@@ -282,15 +288,12 @@ class _Reader:
                 raise self.fail("not-parsed", f"no such token {token!r}")
             self.at += 1
             if word == "(":
-                derived = self.line[-1:] == [Word("from")]
-                brackets.append("derived" if derived else ")")
-                outputs.append([] if derived else None)
+                brackets.append(")")
             elif word == ")":
                 if not brackets:
                     raise self.fail("not-parsed", "a bracket closes that was not opened")
                 kind = brackets.pop()
-                outputs.pop()
-                self.line += [Word(")"), Word("as derived")] if kind == "derived" else [Word(kind)]
+                self.line.append(Word(kind))
                 self.compared = ("number", None) if kind == "agg))" else self.compared
                 continue
             self.line.append(Word(word))
@@ -316,7 +319,9 @@ class _Reader:
         token, instance = self.peek(), 1
         if token.startswith("<d"):
             self.at += 1
-            self.line.append(DerivedRef(int(token[2:-1])))
+            if not re.fullmatch(r"<d[1-9][1-9]>", token):
+                raise self.fail("not-parsed", f"no such token {token!r}")
+            self.line.append(DerivedRef(int(token[2]), int(token[3])))
             self.compared = (None, None)
             return
         if token.startswith("<i"):
@@ -364,22 +369,35 @@ class _Reader:
 
 
 def _name_outputs(line: Sequence[Lexeme]) -> list[Lexeme]:
-    """Put DerivedName after each output of a derived table (compact text leaves them out)."""
-    out: list[Lexeme] = []
-    # One frame per open bracket: [is derived, in its SELECT list, outputs so far].
-    frames: list[list[int]] = [[0, 0, 0]]
+    """Name derived tables, and the outputs of those that are referred to (compact text leaves names out)."""
+    level, levels = 0, []
+    opened: list[int] = []
+    referred: dict[int, int] = {}
     for i, item in enumerate(line):
-        frame = frames[-1]
-        if frame[0] and frame[1] and item in (Word(","), Word("from")) and out[-1] != Word("*"):
-            frame[2] += 1
-            out.append(DerivedName(frame[2]))
-        out.append(item)
-        if item == Word("from"):
-            frame[1] = 0
+        if item in (Word("("), Word("agg((")):
+            opened.append(level)
+        elif item in (Word(")"), Word("agg))")) and opened:
+            level = opened.pop()
         elif item == Word("select"):
-            frame[1:] = [1, 0]
-        elif item in (Word("("), Word("agg((")):
-            frames.append([int(i > 0 and line[i - 1] == Word("from")), 0, 0])
+            level = i + 1
+        elif isinstance(item, DerivedRef):
+            referred[level] = item.size
+        levels.append(level)
+    out: list[Lexeme] = []
+    # One frame per open bracket: size of the derived table it encloses (None: it encloses none), in its SELECT list, outputs so far.
+    frames: list[tuple[int | None, bool, int]] = [(None, False, 0)]
+    for i, item in enumerate(line):
+        size, listing, count = frames[-1]
+        if size and listing and item in (Word(","), Word("from")) and out[-1] != Word("*"):
+            count += 1
+            out.append(DerivedName(count))
+        out.append(item)
+        if item == Word("select"):
+            listing, count = True, 0
+        frames[-1] = (size, listing and item != Word("from"), count)
+        if item in (Word("("), Word("agg((")):
+            frames.append((referred.get(levels[i], 0) if i and line[i - 1] == Word("from") else None, False, 0))
         elif item in (Word(")"), Word("agg))")) and len(frames) > 1:
             frames.pop()
+            out += [] if size is None else [DerivedAs(size)]
     return out
