@@ -56,7 +56,7 @@ def tokenizer(rows: list[dict[str, Any]]) -> Any:
 def student_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     directory = tmp_path_factory.mktemp("student")
     model = new_model(SHAPE, tokenizer)
-    init_weights(model, 0)
+    init_weights(model, 0, induction=False)
     with quiet():
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
