@@ -7,24 +7,21 @@ Does not: train, score given texts, quantize, parse tool calls out of text, or r
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from agents.chat import Message, ModelError, Reply, Request, StopReason, Timings, TokenLogprob, ToolSpec, Usage
 from agents.constrain import ConstraintError, Engine, Matcher
+from agents.models.directory import check_directory
 
 if TYPE_CHECKING:
     from agents.models.decode import Batch, Row
-
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class HfOptions(BaseModel):
@@ -89,7 +86,7 @@ class TransformersModel:
     def open(cls, path: str, options: HfOptions | None = None) -> Self:
         """Load an HF directory, an adapter directory or a hub name. Raises ModelError, before weights are read where it can."""
         options = options if options is not None else HfOptions()
-        base, adapter = _check_directory(path)
+        base, adapter = check_directory(path)
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging as chatter
@@ -371,43 +368,3 @@ def _end_ids(model: Any, tokenizer: Any) -> list[int]:
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(i for i in [*ids, tokenizer.eos_token_id] if i is not None))
-
-
-def _check_directory(path: str) -> tuple[str, Path | None]:
-    """(base directory or hub name, adapter directory or None). Raises ModelError for anything that cannot be loaded safely."""
-    directory = Path(path)
-    if not directory.is_dir():
-        if path.startswith((".", "/", "~")) or path.count("/") > 1:
-            raise ModelError(f"{path!r} is not a directory; give a model or adapter directory, or a hub name like org/name")
-        return path, None
-    adapter_config = directory / "adapter_config.json"
-    if not adapter_config.is_file():
-        if not (directory / "config.json").is_file():
-            raise ModelError(f"{path}: no config.json and no adapter_config.json there; give a model or adapter directory")
-        _check_weights(directory)
-        return path, None
-    _check_weights(directory)
-    try:
-        base = json.loads(adapter_config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{adapter_config}: cannot be read ({error}); train the adapter again") from None
-    if not base:
-        raise ModelError(f"{adapter_config}: names no base model; set base_model_name_or_path")
-    beside = next((place for place in (Path(base), directory / base) if place.is_dir()), None)
-    if beside is not None:
-        _check_weights(beside)
-        return str(beside), directory
-    if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise ModelError(f"{path}: its base model {base!r} is not there; put it back, or correct {adapter_config.name}")
-    return base, directory
-
-
-def _check_weights(directory: Path) -> None:
-    if any(directory.glob("*.safetensors")):
-        return
-    pickled = sorted(file.name for pattern in PICKLED for file in directory.glob(pattern))
-    if pickled:
-        raise ModelError(
-            f"{directory}: {pickled[0]} is a pickle, which can run code when read; convert the weights to safetensors"
-        )
-    raise ModelError(f"{directory}: no weights (*.safetensors) there; give a model or adapter directory")
