@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,18 +101,16 @@ def train(job: TrainJob, events: EventLog, score_checkpoint: Callable[[Path], fl
     `score_checkpoint(directory) -> score in 0-1` chooses the candidate; without it the last one is taken. Raises TrainError,
     DatasetError. Under `accelerate launch` every process calls it; only the main one writes and scores.
     """
+    started = time.monotonic()
     with quiet():
-        return _train(job, events, score_checkpoint)
+        return _train(job, events, score_checkpoint, started)
 
 
-def _train(job: TrainJob, events: EventLog, score: Callable[[Path], float] | None) -> TrainResult:
-    import time
-
+def _train(job: TrainJob, events: EventLog, score: Callable[[Path], float] | None, started: float) -> TrainResult:
     from transformers import set_seed
 
     from factory.course import Pace
 
-    started = time.monotonic()
     set_seed(job.seed)
     tokenizer = load_tokenizer(job.base_dir)
     trainer, rows, dropped = _on_policy(job, tokenizer) if job.method == "on-policy" else _supervised(job, tokenizer)
