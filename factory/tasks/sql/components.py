@@ -10,6 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
 from factory.tasks.sql.schema import Schema
 
 VALUE = "?"
@@ -49,28 +53,25 @@ class Parts:
 
 def parts(sql: str, schema: Schema, *, values: bool) -> Parts | None:
     """The parts of a query; with `values` False every literal is written "?". None when it does not parse as a query."""
-    from sqlglot.errors import SqlglotError
-
     tree = parse(sql)
     if tree is None:
         return None
+    names = _Names(schema, values)
     try:
-        return _query(tree, _Names(schema, values), {})
+        return _query(tree.transform(_as_text, names.all_names(tree)), names, {})
     except (SqlglotError, RecursionError):
         return None
 
 
 def parse(sql: str) -> Any | None:
     """sqlglot's tree of one query, or None."""
-    import sqlglot
-    from sqlglot import exp
-    from sqlglot.errors import SqlglotError
-
     try:
         trees = [tree for tree in sqlglot.parse(sql, dialect="sqlite") if tree is not None]
     except (SqlglotError, RecursionError):
         return None
-    return trees[0] if len(trees) == 1 and isinstance(trees[0], exp.Query) else None
+    if len(trees) != 1 or not isinstance(trees[0], exp.Query) or not trees[0].selects:
+        return None
+    return trees[0]
 
 
 def is_ordered(sql: str) -> bool:
@@ -105,6 +106,13 @@ class _Names:
             b = self.root(f"{key.ref_table}.{key.ref_column}".lower())
             self._same[max(a, b)] = min(a, b)
 
+    def all_names(self, tree: Any) -> set[str]:
+        """Columns of the schema and names that the query itself gives."""
+        given = {alias.name.lower() for alias in tree.find_all(exp.TableAlias)} | {
+            a.alias.lower() for a in tree.find_all(exp.Alias)
+        }
+        return given.union(*self.columns.values())
+
     def root(self, name: str) -> str:
         while self._same.get(name, name) != name:
             name = self._same[name]
@@ -115,9 +123,14 @@ Scope = Mapping[str, str]
 """Alias or table name, lower case -> table name; outer queries' names are included."""
 
 
-def _query(tree: Any, names: _Names, outer: Scope) -> Parts:
-    from sqlglot import exp
+def _as_text(node: Any, names: set[str]) -> Any:
+    """SQLite reads "x" as a text where nothing is called x."""
+    if isinstance(node, exp.Column) and not node.table and node.this.args.get("quoted") and node.name.lower() not in names:
+        return exp.Literal.string(node.name)
+    return node
 
+
+def _query(tree: Any, names: _Names, outer: Scope) -> Parts:
     if isinstance(tree, exp.Subquery):
         return _query(tree.this, names, outer)
     if isinstance(tree, exp.SetOperation):
@@ -157,8 +170,6 @@ def _query(tree: Any, names: _Names, outer: Scope) -> Parts:
 
 def _bare(tree: Any) -> Any:
     """An aggregate's argument, or the expression itself."""
-    from sqlglot import exp
-
     if isinstance(tree, exp.AggFunc) and tree.this is not None:
         inner = tree.this
         return inner.expressions[0] if isinstance(inner, exp.Distinct) and inner.expressions else inner
@@ -167,8 +178,6 @@ def _bare(tree: Any) -> Any:
 
 def _own(tree: Any, kind: type) -> Iterator[Any]:
     """Nodes of a kind outside sub-queries."""
-    from sqlglot import exp
-
     if isinstance(tree, kind):
         yield tree
     for child in tree.iter_expressions():
@@ -190,8 +199,6 @@ def _limit(tree: Any, names: _Names) -> str | None:
 
 
 def _conditions(clause: Any, names: _Names, scope: Scope, local: Scope, aliases: Mapping[str, Any]) -> Iterator[Condition]:
-    from sqlglot import exp
-
     if clause is None:
         return
     pending = [clause.this]
@@ -207,8 +214,6 @@ def _conditions(clause: Any, names: _Names, scope: Scope, local: Scope, aliases:
 
 
 def _condition(tree: Any, negated: bool, text: Any) -> Condition:
-    from sqlglot import exp
-
     prefix = "not " if negated else ""
     if isinstance(tree, exp.Binary) and not isinstance(tree, exp.Connector):
         left, right, operator = tree.left.unnest(), tree.right.unnest(), type(tree).key
@@ -230,14 +235,11 @@ def _condition(tree: Any, negated: bool, text: Any) -> Condition:
 
 
 def _is_literal(tree: Any) -> bool:
-    from sqlglot import exp
-
     return isinstance(tree, exp.Literal | exp.Null | exp.Boolean) or (isinstance(tree, exp.Neg) and _is_literal(tree.this))
 
 
 def _text(tree: Any, names: _Names, scope: Scope, local: Scope, aliases: Mapping[str, Any] | None = None) -> str:
     """An expression as normalised text: real table names, lower case, values as they are or as "?"."""
-    from sqlglot import exp
 
     def mend(node: Any) -> Any:
         if isinstance(node, exp.Query):
@@ -263,7 +265,5 @@ def _column(node: Any, names: _Names, scope: Scope, local: Scope) -> str:
         table = scope.get(node.table.lower(), node.table.lower())
     else:
         within = [t for t in dict.fromkeys([*local.values(), *scope.values()]) if column in names.columns.get(t, ())]
-        if not within and node.this.args.get("quoted"):
-            return repr(column) if names.values else VALUE  # SQLite reads "x" as a text where no column is called x
         table = within[0] if within else ""
     return names.root(f"{table}.{column}")

@@ -15,13 +15,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from factory.tasks.sql import cells
-from factory.tasks.sql.sandbox import Cell, ExecError, Limits, Result, Sandbox
+from factory.tasks.sql.sandbox import Cell, ExecError, Limits, Result, Sandbox, SandboxClosed
 from factory.tasks.sql.schema import Column, Schema, Table
 
 __all__ = ["Cell", "Database", "ExecError", "Limits", "Result", "quote"]
 
+T = TypeVar("T")
 LIMITS = Limits()
 TABLE = "t"
 """Name of a WikiSQL table in SQL."""
@@ -102,11 +104,11 @@ class Database:
 
     def execute(self, sql: str, limits: Limits = LIMITS) -> Result:
         """Run one reading statement. Raises ExecError: does-not-run, time-out, too-many-rows, not-read-only or too-large."""
-        return self._sandbox().run(sql, limits)
+        return self._in_sandbox(lambda sandbox: sandbox.run(sql, limits))
 
     def check(self, sql: str) -> None:
         """Raise ExecError when the statement does not compile or is not allowed; rows are not needed and not read."""
-        self._sandbox().check(sql, LIMITS)
+        self._in_sandbox(lambda sandbox: sandbox.check(sql, LIMITS))
 
     def cell_key(self, cell: Cell) -> Hashable:
         """Two result cells are equal when their keys are: numbers to nine digits, text loosely or exactly (see `loose`)."""
@@ -123,8 +125,12 @@ class Database:
         text = "\n".join(rows if ordered else sorted(rows))
         return hashlib.sha256(f"{len(result.columns)}\n{text}".encode("utf-8", "replace")).hexdigest()
 
-    def _sandbox(self) -> Sandbox:
-        return _OPEN.get(self)
+    def _in_sandbox(self, act: Callable[[Sandbox], T]) -> T:
+        while True:
+            try:
+                return act(_OPEN.get(self))
+            except SandboxClosed:  # by another thread, between its being found and used
+                continue
 
     def open_sandbox(self) -> Sandbox:
         """A new guarded connection; `execute` keeps and reuses them."""
@@ -142,7 +148,7 @@ class Database:
 
 
 class _OpenSandboxes:
-    """The most recently used connections; those pushed out are closed when their last user lets go of them."""
+    """The most recently used connections; those pushed out are closed when their present statement ends."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -158,8 +164,11 @@ class _OpenSandboxes:
         made = database.open_sandbox()
         with self._lock:
             kept = self._open.setdefault(id(database), (database, made))
-            while len(self._open) > self._limit:
-                self._open.popitem(last=False)
+            pushed_out = [self._open.popitem(last=False)[1][1] for _ in range(len(self._open) - self._limit)]
+        for sandbox in pushed_out:
+            sandbox.close()
+        if kept[1] is not made:
+            made.close()
         return kept[1]
 
 

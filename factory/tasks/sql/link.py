@@ -58,7 +58,7 @@ class _Index:
     texts: dict[str, list[tuple[int, str]]]
     numbers: dict[float, list[tuple[int, str]]]
     longest: int
-    names: tuple[frozenset[str], ...]
+    names: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def link(database: Database, question: str) -> tuple[Match, ...]:
     A span counts where its letters and digits, ignoring case, are a whole stored value; numbers compare as numbers."""
     index = _index(database)
     tokens = _tokens(question)
-    asked = {_stem(token.text) for token in tokens}
-    mentioned = [len(name & asked) / len(name) if name else 0.0 for name in index.names]
+    asked = [_stem(token.text) for token in tokens]
+    mentioned = [_mentioned(name, asked) for name in index.names]
     found: list[_Candidate] = []
     for i, first in enumerate(tokens):
         if first.numeric:
@@ -175,6 +175,15 @@ def _plain(word: str) -> str:
     return lower if lower.isascii() else (lower.encode("ascii", "ignore").decode() or lower)
 
 
+def _mentioned(name: tuple[str, ...], asked: list[str]) -> float:
+    """2 when the question has the column's name as it is, else the share of the name's words that it has."""
+    common = len(set(name) & set(asked))
+    if not common:
+        return 0.0
+    as_it_is = common == len(set(name)) and f" {' '.join(name)} " in f" {' '.join(asked)} "
+    return 2.0 if as_it_is else common / len(set(name))
+
+
 def _stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") else word
 
@@ -196,5 +205,5 @@ def _index(database: Database) -> _Index:
                 joined = "".join(word.replace(",", "") if word[0] in _DIGITS else _plain(word) for word in words)
                 texts.setdefault(joined, []).append((column, value))
                 longest = max(longest, len(words))
-    names = tuple(frozenset(_stem(token.text) for token in _tokens(column.name)) for _, column in columns)
+    names = tuple(tuple(_stem(token.text) for token in _tokens(column.name)) for _, column in columns)
     return _Index(texts, numbers, min(LONGEST, longest + 2), names)

@@ -76,14 +76,18 @@ _ALLOWED = """
     abs avg ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time current_timestamp date datetime
     dense_rank exp first_value floor glob group_concat hex ifnull iif instr json_array_length json_extract json_type json_valid
     -> ->> julianday lag last_value lead length like ln log log10 log2 lower ltrim match max min mod nth_value ntile nullif
-    octet_length percent_rank pi pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum time
-    total trim trunc typeof unicode unixepoch upper"""
+    octet_length percent_rank pi pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum
+    time total trim trunc typeof unicode unixepoch upper"""
 FUNCTIONS = frozenset(_ALLOWED.split())
 """Functions a statement may call. Absent on purpose: load_extension, randomblob, zeroblob, random, printf (it writes a width of
 two thousand million digits by digit) and whatever is added to a build."""
 
 _FIRST_WORD = re.compile(r"(?>(?>\s|;|--[^\n]*\n|/\*.*?\*/)*)([A-Za-z]*)", re.DOTALL)
 _READING = ("SELECT", "WITH", "VALUES")
+
+
+class SandboxClosed(Exception):
+    """The connection was closed to make room; open the database again."""
 
 
 class Sandbox:
@@ -93,6 +97,7 @@ class Sandbox:
         """`connection` belongs to the sandbox from now on; `tables` are the tables and views that may be read."""
         self._connection = connection
         self._lock = threading.Lock()
+        self._closed = False
         self._tables = frozenset(name.lower() for name in tables)
         self._deadline = 0.0
         self._calls = self._patterns = 0
@@ -140,6 +145,8 @@ class Sandbox:
             raise ExecError("too-large", f"the statement has {len(sql):,} characters, at most {SQL_LENGTH:,} are run")
         start = _first_word(sql)
         with self._lock:
+            if self._closed:
+                raise SandboxClosed
             self._deadline = time.monotonic() + limits.seconds
             self._calls = self._patterns = 0
             self._trip = None
@@ -168,8 +175,14 @@ class Sandbox:
         return Result(columns, tuple(rows))
 
     def close(self) -> None:
+        """Free the connection once its present statement has ended; a later `run` raises SandboxClosed."""
         with self._lock:
-            self._connection.close()
+            if not self._closed:
+                self._closed = True
+                # SQLite holds these callbacks, they hold this object: a cycle that nobody collects.
+                self._connection.set_authorizer(None)
+                self._connection.set_progress_handler(None, 0)
+                self._connection.close()
 
     def _late(self) -> int:
         return time.monotonic() > self._deadline

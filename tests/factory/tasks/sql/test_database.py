@@ -28,8 +28,10 @@ def table() -> Database:
 @pytest.mark.parametrize(
     ("where", "n"),
     [
-        ("\"Name\" = 'Robinson R-22'", 1), ("\"Name\" = 'ROBINSON  r 22'", 1), ("\"Name\" = 'götzis, Austria'", 1), ("\"Name\" = 'robinson'", 0),
-        ('"Size" = 1234', 1), ('"Size" = 2.5', 1), ('"Size" > 17', 1), ('"Par" < 0', 1), ('"Par" = 3', 1), ("\"Score\" = '12(3)'", 1),
+        ("\"Name\" = 'Robinson R-22'", 1), ("\"Name\" = 'ROBINSON  r 22'", 1), ("\"Name\" = 'götzis, Austria'", 1),
+        ("\"Name\" = 'robinson'", 0),
+        ('"Size" = 1234', 1), ('"Size" = 2.5', 1), ('"Size" > 17', 1), ('"Par" < 0', 1), ('"Par" = 3', 1),
+        ("\"Score\" = '12(3)'", 1),
         ("\"Score\" = '7'", 1), ('"Score" < 8', 1), ('"Prize" > 100', 1), ('"Prize" < 100', 1), ("\"Name\" <> 'robinson r22'", 2),
         ("\"Name\" IN ('Robinson R-22', 'x')", 1), ("\"Name\" LIKE 'robinson%'", 1),
     ],
@@ -48,7 +50,8 @@ def test_types_are_inferred_and_empty_cells_of_numbers_are_null(table: Database)
 @pytest.mark.parametrize(
     ("header", "names"),
     [
-        (["A", "A", "a"], ["A", "A (2)", "a (3)"]), (["", "", "Col"], ["Col", "Col (2)", "Col (3)"]), (["A", "A (2)", "A"], ["A", "A (2)", "A (3)"]),
+        (["A", "A", "a"], ["A", "A (2)", "a (3)"]), (["", "", "Col"], ["Col", "Col (2)", "Col (3)"]),
+        (["A", "A (2)", "A"], ["A", "A (2)", "A (3)"]),
         ([" x\n y ", 'q"q'], ["x y", 'q"q']),
     ],
 )  # fmt: skip
@@ -61,8 +64,10 @@ def test_column_names_are_unique(header: list[str], names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("5", 5), ("1,234.5", 1234.5), ("1 , 234", 1234), ("- 5", -5), ("−5", -5), ("+ 3", 3), ("$50,000", 50000), (".484", 0.484), ("62 %", 62), ('"110"', 110),
-        ("228*", 228), ("1,23", None), ("1 - 2", None), ("5th", None), ("", None), ("-", None), ("1.2.3", None), ("km²", None), ("٣", None), ("1e5", None),
+        ("5", 5), ("1,234.5", 1234.5), ("1 , 234", 1234), ("- 5", -5), ("−5", -5), ("+ 3", 3), ("$50,000", 50000),
+        (".484", 0.484), ("62 %", 62), ('"110"', 110),
+        ("228*", 228), ("1,23", None), ("1 - 2", None), ("5th", None), ("", None), ("-", None), ("1.2.3", None), ("km²", None),
+        ("٣", None), ("1e5", None),
     ],
 )  # fmt: skip
 def test_numbers_written_for_people(text: str, value: float | None) -> None:
@@ -98,7 +103,8 @@ def file(tmp_path: Path) -> Path:
     connection.executescript(
         """CREATE TABLE "order" (id INTEGER PRIMARY KEY, "customer id" INT REFERENCES customer, placed DATE, note, photo BLOB);
         CREATE TABLE customer (cid INTEGER PRIMARY KEY, name VARCHAR(20) NOT NULL, size DECIMAL, grown AS (size * 2));
-        CREATE TABLE line (a INT, b INT, PRIMARY KEY (a, b), FOREIGN KEY (a) REFERENCES "order"(id), FOREIGN KEY (b) REFERENCES gone(x));
+        CREATE TABLE line (a INT, b INT, PRIMARY KEY (a, b),
+            FOREIGN KEY (a) REFERENCES "order"(id), FOREIGN KEY (b) REFERENCES gone(x));
         CREATE VIEW big AS SELECT name, size FROM customer WHERE size > 1; CREATE VIEW broken AS SELECT lost FROM nowhere;
         CREATE VIRTUAL TABLE words USING fts5(body);
         INSERT INTO customer VALUES (1, 'Ann', 1.5), (2, 'Bob', NULL); INSERT INTO words VALUES ('a red pen');
@@ -125,7 +131,9 @@ def test_schema_of_a_file(file: Path) -> None:
 
 def test_a_file_answers_compares_exactly_and_lists_values(file: Path) -> None:
     database = Database.from_file(file)
-    assert database.execute('SELECT name FROM customer JOIN "order" ON cid = "customer id" WHERE placed = \'2020-01-01\'').rows == (("Ann",),)
+    assert database.execute(
+        'SELECT name FROM customer JOIN "order" ON cid = "customer id" WHERE placed = \'2020-01-01\''
+    ).rows == (("Ann",),)
     assert database.execute("SELECT count(*) FROM customer WHERE name = 'ann'").rows == ((0,),)
     assert database.execute("SELECT body FROM words WHERE words MATCH 'red'").rows == (("a red pen",),)
     assert database.execute("SELECT count(*) FROM big").rows == ((1,),)
@@ -136,9 +144,20 @@ def test_a_file_answers_compares_exactly_and_lists_values(file: Path) -> None:
 def test_check_compiles_without_rows() -> None:
     schema = Schema("s", (Table("a", (Column("x"), Column("y", "number"))), Table("b", (Column("x"),))))
     database = Database.from_schema(schema)
-    for sql in ("SELECT x FROM a ORDER BY y LIMIT 1;", "SELECT x FROM a UNION SELECT x FROM b", "WITH c AS (SELECT x FROM a) SELECT * FROM c -- end"):
+    for sql in (
+        "SELECT x FROM a ORDER BY y LIMIT 1;",
+        "SELECT x FROM a UNION SELECT x FROM b",
+        "WITH c AS (SELECT x FROM a) SELECT * FROM c -- end",
+    ):
         database.check(sql)
-    for sql in ("SELECT z FROM a", "SELECT x FROM a, b", "SELECT x FROM a) x, (SELECT 1", "DELETE FROM a", "SELECT 1; SELECT 2", ""):
+    for sql in (
+        "SELECT z FROM a",
+        "SELECT x FROM a, b",
+        "SELECT x FROM a) x, (SELECT 1",
+        "DELETE FROM a",
+        "SELECT 1; SELECT 2",
+        "",
+    ):
         with pytest.raises(ExecError):
             database.check(sql)
     assert not database.has_rows
@@ -161,7 +180,14 @@ def test_unusable_files_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("hello, this is no database at all")
     (tmp_path / "torn.db").write_bytes(b"SQLite format 3\0" + b"\x01" * 200)
     sqlite3.connect(tmp_path / "bare.db").executescript("PRAGMA user_version = 1").close()
-    cases = {"gone.db": "No such file", "empty.db": "is empty", "text.db": "not a SQLite file", "torn.db": "SQLite", "bare.db": "no tables", ".": "directory"}
+    cases = {
+        "gone.db": "No such file",
+        "empty.db": "is empty",
+        "text.db": "not a SQLite file",
+        "torn.db": "SQLite",
+        "bare.db": "no tables",
+        ".": "directory",
+    }
     for name, words in cases.items():
         with pytest.raises(TaskError, match=words) as caught:
             Database.from_file(tmp_path / name)

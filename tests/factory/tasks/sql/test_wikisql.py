@@ -128,7 +128,11 @@ def plain_execute(columns: list[list[Cell]], form: Form) -> list[tuple[int, Any]
         return [(0, float(len(keys)))]
     if name in ("MAX", "MIN"):
         return [(max if name == "MAX" else min)(keys)] if keys else [None]
-    numbers = [plain_number(v) if numeric[form.sel] else leading_number(v) for v in values if key(form.sel, v) is not None and v is not None]
+    numbers = [
+        plain_number(v) if numeric[form.sel] else leading_number(v)
+        for v in values
+        if key(form.sel, v) is not None and v is not None
+    ]
     kept = [number for number in numbers if number is not None]
     if not kept:
         return [None]
@@ -215,8 +219,10 @@ def test_literals_are_numbers_where_the_comparison_is(small: Database) -> None:
 @pytest.mark.parametrize(
     "sql",
     [
-        "select max(name) from t where 3 < \"big \"\"size\"\"\" and NAME = 'b'", "SELECT MAX(t.Name) FROM t WHERE (t.\"Big \"\"Size\"\"\" > 3) AND Name = 'B';",
-        'SELECT MAX("Name") AS m FROM "t" AS t WHERE "Big ""Size""" > 3.0 AND "Name" = "b"', "SELECT MAX([Name]) FROM `t` WHERE `Big \"Size\"` > 3 AND 'b' = Name",
+        "select max(name) from t where 3 < \"big \"\"size\"\"\" and NAME = 'b'",
+        "SELECT MAX(t.Name) FROM t WHERE (t.\"Big \"\"Size\"\"\" > 3) AND Name = 'B';",
+        'SELECT MAX("Name") AS m FROM "t" AS t WHERE "Big ""Size""" > 3.0 AND "Name" = "b"',
+        "SELECT MAX([Name]) FROM `t` WHERE `Big \"Size\"` > 3 AND 'b' = Name",
     ],
 )  # fmt: skip
 def test_other_spellings_are_the_same_form(small: Database, sql: str) -> None:
@@ -227,10 +233,14 @@ def test_other_spellings_are_the_same_form(small: Database, sql: str) -> None:
 @pytest.mark.parametrize(
     "sql",
     [
-        "SELECT * FROM t", "SELECT COUNT(*) FROM t", "SELECT Name, Name FROM t", "SELECT DISTINCT Name FROM t", "SELECT Name FROM t LIMIT 1",
-        "SELECT Name FROM t WHERE Name = 'a' OR Name = 'b'", "SELECT Name FROM t WHERE Name >= 'a'", "SELECT Name FROM t WHERE NOT Name = 'a'",
-        "SELECT Name FROM t ORDER BY Name", "SELECT Name FROM t GROUP BY Name", "SELECT Name FROM u", "SELECT Other FROM t", "SELECT Name FROM t, t",
-        "SELECT Name FROM t WHERE Name = (SELECT 'a')", "SELECT LOWER(Name) FROM t", "SELECT Name FROM t UNION SELECT Name FROM t", "nonsense", "",
+        "SELECT * FROM t", "SELECT COUNT(*) FROM t", "SELECT Name, Name FROM t", "SELECT DISTINCT Name FROM t",
+        "SELECT Name FROM t LIMIT 1",
+        "SELECT Name FROM t WHERE Name = 'a' OR Name = 'b'", "SELECT Name FROM t WHERE Name >= 'a'",
+        "SELECT Name FROM t WHERE NOT Name = 'a'",
+        "SELECT Name FROM t ORDER BY Name", "SELECT Name FROM t GROUP BY Name", "SELECT Name FROM u", "SELECT Other FROM t",
+        "SELECT Name FROM t, t",
+        "SELECT Name FROM t WHERE Name = (SELECT 'a')", "SELECT LOWER(Name) FROM t",
+        "SELECT Name FROM t UNION SELECT Name FROM t", "nonsense", "",
         "SELECT COUNT(DISTINCT Name) FROM t", "WITH x AS (SELECT 1) SELECT Name FROM t", "SELECT Name FROM t WHERE Name = Name",
         'SELECT "Name" FROM "t" AND "Name" = \'b\'', 'SELECT "Name" FROM "t" WHERE "Name" = \'b\' WHERE "Name" = \'b\'',
     ],
@@ -274,12 +284,15 @@ def test_the_split_rule(tmp_path: Path) -> None:
     assert [e.id for e in read(tmp_path, "train")] == ["train-1", "train-3"]
     assert [e.id for e in read(tmp_path, "xdev")] == ["train-2"]
     assert [e.id for e in read(tmp_path, "test")] == ["test-1"]
-    with pytest.raises(TaskError, match="--split gone: .* choose from test, train, xdev"):
+    with pytest.raises(TaskError, match=r"--split gone: .* choose from test, train, xdev"):
         read(tmp_path, "gone")
 
 
 def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
-    bad = [{**QUESTION, "sql": s} for s in ({"sel": 2, "agg": 0, "conds": []}, {"sel": 0, "agg": 9, "conds": []}, {"sel": 0, "conds": []})]
+    bad = [
+        {**QUESTION, "sql": s}
+        for s in ({"sel": 2, "agg": 0, "conds": []}, {"sel": 0, "agg": 9, "conds": []}, {"sel": 0, "conds": []})
+    ]
     put(tmp_path, "dev", [QUESTION, {**QUESTION, "table_id": "gone"}, *bad], TABLES)
     examples, skipped = wikisql.read(tmp_path, "dev", Fingerprint())
     assert len(examples) == 1 and skipped == {"no-table": 1, "bad-logical-form": 3}
@@ -288,9 +301,12 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("questions", "tables", "words"),
     [
-        ([QUESTION, '{"question": "x'], TABLES, r"dev\.jsonl, line 2: not valid JSON"), (["[1]"], TABLES, r"line 1: '\[1\]' is not an object"),
-        ([{"question": "x"}], TABLES, "line 1: no 'table_id'"), ([{**QUESTION, "question": " "}], TABLES, "line 1: 'question' is ' '"),
-        ([QUESTION], ['{"id":"a"'], r"tables_dev\.jsonl\.xz, line 1: not valid JSON"), ([QUESTION], [{"id": "a", "rows": []}], "no 'header'"),
+        ([QUESTION, '{"question": "x'], TABLES, r"dev\.jsonl, line 2: not valid JSON"),
+        (["[1]"], TABLES, r"line 1: '\[1\]' is not an object"),
+        ([{"question": "x"}], TABLES, "line 1: no 'table_id'"),
+        ([{**QUESTION, "question": " "}], TABLES, "line 1: 'question' is ' '"),
+        ([QUESTION], ['{"id":"a"'], r"tables_dev\.jsonl\.xz, line 1: not valid JSON"),
+        ([QUESTION], [{"id": "a", "rows": []}], "no 'header'"),
         ([QUESTION], [{"id": "a", "header": ["A"], "rows": [["x", "y"]]}], "other widths"),
         ([QUESTION], [{"id": "a", "header": ["A"], "values": [["x"], ["y"]]}], "other widths"),
     ],
