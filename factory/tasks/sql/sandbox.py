@@ -73,11 +73,11 @@ _CAPS = {
 }
 
 _ALLOWED = """
-    abs avg ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time current_timestamp date datetime
-    dense_rank exp first_value floor glob group_concat hex ifnull iif instr json_array_length json_extract json_type json_valid
-    -> ->> julianday lag last_value lead length like ln log log10 log2 lower ltrim match max min mod nth_value ntile nullif
-    octet_length percent_rank pi pow power quote rank replace round row_number rtrim sign sqrt strftime string_agg substr substring sum
-    time total trim trunc typeof unicode unixepoch upper"""
+    abs avg ceil ceiling char coalesce concat concat_ws count cume_dist current_date current_time current_timestamp date
+    datetime dense_rank exp first_value floor glob group_concat hex ifnull iif instr json_array_length json_extract json_type
+    json_valid -> ->> julianday lag last_value lead length like ln log log10 log2 lower ltrim match max min mod nth_value
+    ntile nullif octet_length percent_rank pi pow power quote rank replace round row_number rtrim sign sqrt strftime
+    string_agg substr substring sum time total trim trunc typeof unicode unixepoch upper"""
 FUNCTIONS = frozenset(_ALLOWED.split())
 """Functions a statement may call. Absent on purpose: load_extension, randomblob, zeroblob, random, printf (it writes a width of
 two thousand million digits by digit) and whatever is added to a build."""
