@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
+from factory.remembered import RememberedTeacher
 from factory.settings import DistillSettings, SettingsError, build, parse
 from factory.stages import Data, Stages, print_outcome, shuffled
 from factory.stages import opened as opened_model
@@ -50,7 +51,7 @@ def run(settings: DistillSettings, listener: Listener | None = None) -> Path | N
         if not run_dir.rows.exists():
             teacher = open_teacher(plan, [*data.train, *data.validation])
             try:
-                gate(stages, settings, teacher, plan, base, data)
+                gate(stages, settings, RememberedTeacher(teacher, plan, ledger, "gate"), plan, base, data)
                 ask(stages, settings, teacher, plan, ledger, data)
             finally:
                 teacher.close()
