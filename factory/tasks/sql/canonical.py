@@ -384,7 +384,10 @@ class _Writer:
         if node.args.get("negate"):
             no = "" if no else "not "
         if isinstance(node, exp.Exists):
-            return [Word(no + "exists"), Word("("), *self.query(node.this, scopes, ctes, derived=False)[0], Word(")")]
+            inner = node.this.unnest() if isinstance(node.this, exp.Subquery) else node.this
+            if isinstance(inner, exp.Select) and not inner.args.get("group") and not inner.find(exp.AggFunc):
+                inner = inner.copy().select("*", append=False)  # EXISTS does not look at the columns
+            return [Word(no + "exists"), Word("("), *self.query(inner, scopes, ctes, derived=False)[0], Word(")")]
         if type(node) in self.compare:
             return self.comparison(node, no, scopes, ctes)
         left = self.term(node.this, scopes, ctes) if node.this is not None else []

@@ -36,12 +36,15 @@ from factory.tasks.task import Dialect
 MAX_ITEMS, MAX_JOINS, MAX_PREDICATES, MAX_DEPTH = 6, 4, 6, 7
 """Select items; joins beyond those the items need; predicates of a WHERE less one; nesting of queries."""
 DEEP = 2
-"""From this depth on a query holds one sub-query, above it two: the longest sentence stays linear in the depth."""
+"""From this depth on a query holds one query (its derived table counts), above it two and a derived table: the longest
+sentence stays linear in the depth."""
+DEEP_ITEMS, DEEP_JOINS, DEEP_PREDICATES = 4, 2, 2
+"""Items, joins and predicates (less one) of a query from DEEP on."""
 
 FIELDS = {"cnt": 3, "target": 3, "depth": 3, "joins": 3, "preds": 3, "subs": 2, "derived": 1, "dn": 3, "right": 1}
 """Parameter fields and their bits; what is left of 63 tracks tables. cnt: select items so far; target: how many there must be
 (0: any); subs: sub-queries so far; derived: this query makes a derived table; dn: FROM is a derived table of so many columns;
-right: this is the right side of a set operation."""
+right: this is the right side of a set operation; derived and right together: this is the inside of EXISTS."""
 SIZES = [(n, i) for n in range(1, MAX_DERIVED + 1) for i in range(1, n + 1)]
 BITS = 63 - sum(FIELDS.values())
 
@@ -163,6 +166,10 @@ class _Grammar:
             out |= ((1 << b) - 1) & ~((1 << a) - 1)
         return hex(out)
 
+    def capped(self, name: str, most: int, deep_most: int, deep: int) -> str:
+        """Whether a counter may still grow: below `most`, or from depth `deep` on below `deep_most`."""
+        return self.either(self.is_("lt", name, deep_most), self.both(self.is_("lt", name, most), self.is_("lt", "depth", deep)))
+
     @staticmethod
     def both(*tests: str) -> str:
         tests = tuple(test for test in tests if test)
@@ -241,7 +248,8 @@ class _Grammar:
         pairs = [(a, b) for a in range(1, MAX_ITEMS + 1) for b in range(1, MAX_ITEMS + 1)]
         same = [self.both(self.is_("eq", "cnt", a), self.is_("eq", "target", b)) for a, b in pairs if a == b]
         below = [self.both(self.is_("eq", "target", b), self.is_("lt", "cnt", b)) for b in range(2, MAX_ITEMS + 1)]
-        more = self.both(self.is_("lt", "cnt", MAX_ITEMS), self.either(free, *below))
+        room = self.capped("cnt", MAX_ITEMS, DEEP_ITEMS, DEEP)
+        more = self.both(room, self.either(free, *below))
         out += [self.rule("next", [f"{self.w(',')} sel::_ %if {more}", f"{self.w('from')} src::_ %if {self.either(free, *same)}"])]
         return out
 
@@ -252,7 +260,7 @@ class _Grammar:
             inner = f"{self.w('(')} derived{n}::bit_and({self.mask('depth')}) {self.w(')')} {self.lexeme(DerivedAs(n))}"
             src += [f"{inner}{more} %if {self.is_('eq', 'dn', n)}" for more in ("", " dbody::_")]
         # A derived table deep down counts as the one sub-query allowed there.
-        deep = [f"body::incr({self.f('subs')}) %if {self.is_('ge', 'depth', DEEP + 2)}", f"body::_ %if {self.is_('lt', 'depth', DEEP + 2)}"]
+        deep = [f"body::incr({self.f('subs')}) %if {self.is_('gt', 'depth', DEEP)}", f"body::_ %if {self.is_('le', 'depth', DEEP)}"]
         out = [self.rule("src", src), self.rule("dbody", deep)]
         out += [self.rule("derived0", [f"{self.w('select')} q::incr({self.f('depth')})"])]
         for n in range(1, MAX_DERIVED + 1):
@@ -277,7 +285,7 @@ class _Grammar:
                 if use.need is not None:
                     clear = f"clear_bit({use.need})"
                     out += [self.rule(then, [f"joins::{clear}"]), self.rule(on, [f"on::{clear}"])]
-            room = self.both(f"bit_count_lt({self.scope}, {self.size})", self.is_("lt", "joins", MAX_JOINS))
+            room = self.both(f"bit_count_lt({self.scope}, {self.size})", self.capped("joins", MAX_JOINS, DEEP_JOINS, DEEP))
             # A table not yet needed must be left to join: all needed ones are outside the scope.
             test = self.either(f"ne({self.need}, 0)", room)
             join = f"{self.any('join', 'left')} jtab::incr({self.f('joins')}) %if {test}"
@@ -297,7 +305,9 @@ class _Grammar:
         body: all after FROM; grest: from GROUP BY on; rest, grouped: from ORDER BY on, without and with groups."""
         group = f"{self.w('group')} col::_ ({self.w(',')} col::_){{0,3}}"
         out = [self.rule("body", [f"{self.w('where')} conds::_", "grest::_"])]
-        out += [self.rule("grest", ["rest::_", group, f"{group} hrest::_"])]
+        # Inside EXISTS (derived and right both set) nothing but WHERE: SQLite groups and orders by own columns only.
+        plain = f" %if {self.either(self.is_('eq', 'derived', 0), self.is_('eq', 'right', 0))}"
+        out += [self.rule("grest", ["rest::_", group + plain, f"{group} hrest::_{plain}"])]
         out += [self.rule("hrest", ["grouped::_", f"{self.w('having')} hconds::_", f"{self.w('having')} hconds::_ grouped::_"])]
         limit = f"({self.w('limit')} COUNT ({self.w('offset')} COUNT)?)"
         desc = f"{self.w('desc')}?"
@@ -332,32 +342,30 @@ class _Grammar:
         )
         grouped = f"{self.w('(')} pred::_ ({joiner} pred::_){{1,3}} {self.w(')')}"
         compared = f"key::_ (CMP | {no['in']}) {self.w('(')} one::_ {self.w(')')}"
-        exists = f"{self.any('exists', 'not exists')} {self.w('(')} any::_ {self.w(')')}"
+        exists = f"{self.any('exists', 'not exists')} {self.w('(')} seen::_ {self.w(')')}"
         counted = f"more::incr({self.f('preds')})"
         out = [self.rule("pred", pred), self.rule("counted", [counted])]
-        out += [self.rule("subpred", [compared, exists])]
-        ways = ["pred::_", "pred::_ counted::_", grouped, f"{grouped} counted::_", f"subpred::_ %if {room}"]
+        room_to_see = f" %if bit_count_lt({self.scope}, {self.size})" if self.tracked else ""
+        out += [self.rule("subpred", [compared, exists + room_to_see])]
+        shallow = f" %if {self.is_('lt', 'depth', DEEP)}"
+        ways = ["pred::_", "pred::_ counted::_", grouped + shallow, f"{grouped} counted::_{shallow}", f"subpred::_ %if {room}"]
         ways += [f"subpred::_ counted::incr({self.f('subs')}) %if {room}"]
         out += [self.rule("conds", ways)]
-        out += [self.rule("more", ["grest::_", f"{joiner} conds::_ %if {self.is_('lt', 'preds', MAX_PREDICATES)}"])]
+        out += [self.rule("more", ["grest::_", f"{joiner} conds::_ %if {self.capped('preds', MAX_PREDICATES, DEEP_PREDICATES, DEEP)}"])]
         hpred = [f"gkey::_ CMP {value}", "gkey::_ CMP operand::_", f"gkey::_ {between}"]
         hsub = f"gkey::_ (CMP | {no['in']}) {self.w('(')} one::_ {self.w(')')}"
         out += [self.rule("hpred", hpred), self.rule("hconds", [f"hpred::_ ({joiner} hpred::_){{0,2}}", f"{hsub} ({joiner} hpred::_)? %if {room}"])]
         return out
 
     def subqueries(self) -> list[str]:
-        """one: a sub-query of one column; any: of any number; each either on its own or seeing the tables around it."""
-        fresh, seeing = self.mask("depth"), self.mask("depth", scope=True)
-        out = []
-        for name, target in (("one", 1), ("any", 0)):
-            ways = [f"{name}b::bit_and({fresh})"]
-            if self.tracked:
-                test = self.both(f"bit_count_lt({self.scope}, {self.size})", f"ne({self.scope}, 0)")
-                ways.append(f"{name}b::bit_and({seeing}) %if {test}")
-            inner = f"{name}c" if target else f"{self.w('select')} q"
-            out += [self.rule(name, ways), self.rule(f"{name}b", [f"{inner}::incr({self.f('depth')})"])]
-            out += [self.rule(inner, [f"{self.w('select')} q::bit_or({self.put(target=target)})"])] if target else []
-        return out
+        """one: a query of one column on its own; seen: what EXISTS asks for, SELECT * that sees the tables around it."""
+        one = self.rule("one", [f"oneb::bit_and({self.mask('depth')})"])
+        oneb = self.rule("oneb", [f"onec::incr({self.f('depth')})"])
+        onec = self.rule("onec", [f"{self.w('select')} q::bit_or({self.put(target=1)})"])
+        seen = self.rule("seen", [f"seenb::bit_and({self.mask('depth', scope=self.tracked)})"])
+        seenb = self.rule("seenb", [f"seenc::incr({self.f('depth')})"])
+        star = f"{self.w('select')} {self.w('*')} {self.w('from')}"
+        return [one, oneb, onec, seen, seenb, self.rule("seenc", [f"{star} tab::bit_or({self.put(derived=1, right=1)})"])]
 
     @staticmethod
     def rule(name: str, ways: Sequence[str]) -> str:
