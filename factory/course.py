@@ -131,8 +131,8 @@ class Course(TrainerCallback):
         last = self.candidates.scored[-1].step if self.candidates.scored else -1
         if due > len(self.candidates.scored) or (state.global_step >= state.max_steps and last < state.global_step):
             self.try_candidate(state)
-            if self.pace.minutes is not None and state.global_step < state.max_steps and not self.schedule.resumed:
-                self.refit(state)
+        if self.pace.minutes is not None and state.global_step < state.max_steps and not self.schedule.resumed:
+            self.refit(state)  # about every minute: a busy machine must not make the run late
         self.saved_at = self._mark = time.monotonic()
 
     @property

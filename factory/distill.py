@@ -140,14 +140,14 @@ def check_tokenizers(settings: DistillSettings, stages: Stages, plan: TeacherPla
 
     from factory.tokenizer_match import compare_tokenizers
 
-    names = [(plan.location, plan.revision), (stages.student.model_id, stages.student.revision)]
+    def tokenizer(name: str, revision: str) -> Any:
+        return AutoTokenizer.from_pretrained(name, revision=revision or None, trust_remote_code=False)
+
     try:
-        pair = [
-            AutoTokenizer.from_pretrained(name, revision=revision or None, trust_remote_code=False) for name, revision in names
-        ]
+        theirs, ours = tokenizer(plan.location, plan.revision), tokenizer(stages.student.model_id, stages.student.revision)
     except (OSError, ValueError) as error:
         raise SettingsError(f"the tokenizers of teacher and student cannot be compared ({str(error).splitlines()[0]})") from None
-    report = compare_tokenizers(*pair)
+    report = compare_tokenizers(theirs, ours)
     if not report.agree:
         raise SettingsError(f"--method {settings.method} needs one tokenizer for --teacher {settings.teacher} and --student "
                             f"{settings.student}, but {report}; choose --method sft")  # fmt: skip

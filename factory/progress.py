@@ -103,8 +103,9 @@ class ProgressView:
     def _progress(self, stage: _Stage, event: Event) -> None:
         self._numbers(stage, event)
         done, left = event["done"], event.get("left_s")
+        stage.total = event.get("total", stage.total)  # training fits its steps to the minutes
         if stage.bar is not None:
-            self.bars.update(stage.bar, completed=done, left="" if left is None else f"{duration(left)} left")
+            self.bars.update(stage.bar, completed=done, total=stage.total, left="" if left is None else f"{duration(left)} left")
             return
         now = time.monotonic()
         share = done / stage.total if stage.total else 0.0

@@ -14,7 +14,7 @@ ColumnType = Literal["text", "number", "time", "other"]
 
 @dataclass(frozen=True)
 class Column:
-    """`name` is unique in its table, ignoring case; `values` are sample (or all, see `Table.complete`) distinct stored values as text."""
+    """`name` is unique in its table, ignoring case; `values` are some of its distinct stored values, as text."""
 
     name: str
     type: ColumnType = "text"
