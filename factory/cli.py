@@ -18,6 +18,7 @@ _DISK_FULL = ("No space left on device", "database or disk is full", "Disk quota
 _OS_ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and give the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and give the same command again",
+    errno.EFBIG: "the file would be larger than this process may write (ulimit -f); raise the limit and run it again",
     errno.EACCES: "permission denied; choose a path you may read and write",
     errno.EPERM: "permission denied; choose a path you may read and write",
     errno.EROFS: "the file system is read-only; choose another path",

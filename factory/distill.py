@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from agents.chat import ModelError
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
 from factory.remembered import RememberedTeacher
@@ -38,17 +39,22 @@ def run(settings: DistillSettings, listener: Listener | None = None) -> Path | N
     from factory.teacher import open_teacher, resolve_teacher
 
     stages = Stages.prepare(settings, settings.teacher, listener)
-    plan = resolve_teacher(settings.teacher, settings)
-    check_tokenizers(settings, stages, plan)
-    if settings.dry_run:
+    earlier = None if settings.dry_run else stages.earlier()
+    if earlier is not None and earlier.recall().get("finished"):
+        return earlier.path
+    # With the rows written, only training on probabilities still needs the teacher: an endpoint may be gone by then.
+    asked = earlier is not None and earlier.rows.exists() and settings.method == "sft"
+    plan = None if asked else resolve_teacher(settings.teacher, settings)
+    if plan is not None:
+        check_tokenizers(settings, stages, plan)
+    stages.check_data()
+    if settings.dry_run and plan is not None:
         sys.stdout.write(plan_text(settings, stages, plan))
         return None
     with stages.claimed() as run_dir, Ledger(run_dir.ledger) as ledger:
-        if run_dir.recall().get("finished"):
-            return run_dir.path
         data = stages.load_data()
         base = stages.prepare_student(data)
-        if not run_dir.rows.exists():
+        if plan is not None and not run_dir.rows.exists():
             teacher = open_teacher(plan, [*data.train, *data.validation])
             try:
                 gate(stages, settings, RememberedTeacher(teacher, plan, ledger, "gate"), plan, base, data)
@@ -57,9 +63,9 @@ def run(settings: DistillSettings, listener: Listener | None = None) -> Path | N
                 teacher.close()
             select(stages, plan, ledger, data)
         rows = stages.read_rows()
-        more = store_probabilities(stages, settings, plan, base, rows)
+        more = store_probabilities(stages, settings, plan, base, rows) if plan is not None else {}
         best = stages.train(base, rows, data, method=settings.method, **more)
-        stages.finish(best, base, data, plan.name)
+        stages.finish(best, base, data, str(rows[0]["source"]))
         return run_dir.path
 
 
@@ -71,7 +77,10 @@ def gate(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: Te
         with opened_model(base) as untrained:
             stages.score("untrained", untrained, sample, stages.student.dialect, stages.size_bytes(base))
     if "teacher" not in known:
-        stages.score("teacher", teacher, sample, teacher_dialect(plan), None)
+        try:
+            stages.score("teacher", teacher, sample, teacher_dialect(plan), None, whole=not (plan.replays or settings.force))
+        except ModelError as error:
+            raise RunStopped(f"{error}; the same command continues, --force counts such questions as wrong") from None
     scores = stages.scores()
     taught, born = scores["teacher"]["score"], scores["untrained"]["score"]
     if taught <= born and not settings.force:

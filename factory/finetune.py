@@ -28,12 +28,14 @@ def run(settings: FinetuneSettings, listener: Listener | None = None) -> Path | 
     from factory.rows import select_rows
 
     stages = Stages.prepare(settings, LABELS, listener)
+    earlier = None if settings.dry_run else stages.earlier()
+    if earlier is not None and earlier.recall().get("finished"):
+        return earlier.path
+    stages.check_data()
     if settings.dry_run:
         sys.stdout.write(stages.summary())
         return None
     with stages.claimed() as run_dir:
-        if run_dir.recall().get("finished"):
-            return run_dir.path
         data = stages.load_data()
         base = stages.prepare_student(data)
         if "untrained" not in stages.scores():

@@ -58,12 +58,13 @@ class RunDir:
             if free < need_bytes:
                 raise SettingsError(f"{path}: needs {need_bytes / 1e9:.1f} GB of free disk and has {free / 1e9:.1f} GB; "
                                     "free some, or give --out on another disk")  # fmt: skip
+            lock = _lock(path)
             if force and (path / "config.toml").exists() and differences(path / "config.toml", settings):
                 path.rename(aside := _free_name(path))
                 path.mkdir(parents=True)
+                lock.close()
+                lock = _lock(path)
                 (path / "moved-aside.txt").write_text(f"The run that was here is now {aside.name}.\n", encoding="utf-8")
-            lock = (path / "lock").open("w", encoding="utf-8")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SettingsError(f"{path}: another process is working in this run; wait for it, or give another --out") from None
         except OSError as error:
@@ -122,6 +123,17 @@ def differences(config: Path, settings: BaseModel) -> dict[str, tuple[Any, Any]]
 def default_path(*parts: str) -> Path:
     """runs/PART-PART-… with everything but letters, digits, dot and dash made a dash."""
     return Path("runs") / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-.").lower()
+
+
+def _lock(path: Path) -> IO[str]:
+    """The directory's lock, held until closed. Raises BlockingIOError when another process holds it."""
+    lock = (path / "lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
 
 
 def _free_name(path: Path) -> Path:

@@ -13,9 +13,9 @@ import tomllib
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Method = Literal["sft", "logits", "on-policy"]
 Adapter = Literal["lora", "qlora", "dora", "none"]
@@ -105,6 +105,10 @@ class DistillSettings(StudentSettings):
 
     teacher: str = "recorded"
     """teacher name, hub:org/name, ./dir, gguf:file, http://host/v1#name[,…], recorded[:FILE.jsonl], templates"""
+    teacher_bits: Literal[4, 16] | None = None
+    """bits of a local teacher's weights; default: 16 where they fit, else 4"""
+    constrain_teacher: bool | None = None
+    """ask the teacher under the task's grammar; default: yes for a teacher that runs here, no for an endpoint"""
     method: Method = "sft"
     """sft: verified answers; logits: stored top-k log-probabilities; on-policy: the teacher grades the student's own text"""
     samples: int = Field(1, ge=1, le=64)
@@ -125,6 +129,12 @@ class DistillSettings(StudentSettings):
     """what logits and on-policy minimise: forward KL, reverse KL or Jensen-Shannon"""
     distill_weight: float = Field(0.5, ge=0, le=1)
     """share of the distillation loss against the label loss (logits)"""
+
+    @field_validator("teacher_bits", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        """A Literal takes no text, and the command line has nothing else."""
+        return int(value) if isinstance(value, str) and value.isdigit() else value
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
@@ -177,8 +187,8 @@ def build(cls: type[S], values: Mapping[str, Any], where: str) -> S:
     unknown = [key for key in values if key not in names and key not in names.values()]
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SettingsError(f"{where}: unknown setting {unknown[0]!r}{hint} known ones: {', '.join(sorted(names))}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise SettingsError(f"{where}: unknown setting {unknown[0]!r}; {hint}known ones: {', '.join(sorted(names))}")
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
@@ -192,9 +202,20 @@ def build(cls: type[S], values: Mapping[str, Any], where: str) -> S:
         raise SettingsError(f"{where}: {name.replace('_', '-')} cannot be {first['input']!r}: {hint}") from None
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises SettingsError, one line, where argparse prints every option there is."""
+
+    def error(self, message: str) -> NoReturn:
+        options = [option for action in self._actions for option in action.option_strings]
+        unknown = next((word for word in message.split() if word.startswith("--")), "")
+        near = difflib.get_close_matches(unknown, options, n=1) if message.startswith("unrecognized") else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise SettingsError(f"{message}; {hint}--help lists every option")
+
+
 def parser(cls: type[BaseModel], prog: str, about: str) -> argparse.ArgumentParser:
     """The command line of a settings class: one option per field, its docstring as help; `model` is positional."""
-    out = argparse.ArgumentParser(prog=prog, description=about, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    out = Parser(prog=prog, description=about, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     out.add_argument("--config", type=Path, metavar="FILE.toml", help="settings as TOML; options given beside it win")
     for name, field in cls.model_fields.items():
         flag = "--" + (field.alias or name).replace("_", "-")
@@ -202,7 +223,7 @@ def parser(cls: type[BaseModel], prog: str, about: str) -> argparse.ArgumentPars
         text = ((field.description or "") + shown).replace("%", "%%")
         if field.is_required():
             out.add_argument(name, help=text, nargs="?")
-        elif field.annotation is bool:
+        elif field.annotation in (bool, bool | None):
             out.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
         else:
             allowed = choices(field.annotation)
@@ -212,7 +233,7 @@ def parser(cls: type[BaseModel], prog: str, about: str) -> argparse.ArgumentPars
 
 
 def parse(cls: type[S], argv: Sequence[str] | None, prog: str, about: str = "") -> S:
-    """Command line (and `--config`) -> settings. Raises SettingsError; `--help` and unknown options exit as argparse does."""
+    """Command line (and `--config`) -> settings. Raises SettingsError; `--help` exits as argparse does."""
     given = vars(parser(cls, prog, about).parse_args(argv))
     config = given.pop("config", None)
     given = {name: value for name, value in given.items() if value is not None}

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.chat import ChatModel
+from agents.chat import ChatModel, ModelError
 from factory.events import EventLog, Listener
 from factory.predictions import Evaluation, keep_predictions
-from factory.rundir import RunDir, default_path
-from factory.settings import Method, StudentSettings
-from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Task
+from factory.rundir import RunDir, default_path, differences
+from factory.settings import Method, SettingsError, StudentSettings
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Task, TaskError
 
 if TYPE_CHECKING:
     from agents.card import Card
@@ -44,12 +44,13 @@ class Stages:
         self, settings: StudentSettings, task: Task, student: StudentPlan, path: Path, listener: Listener | None
     ) -> None:
         self.settings, self.task, self.student, self.path, self.listener = settings, task, student, path, listener
+        self._data: Data | None = None
         self.run: RunDir
         self.events: EventLog
 
     @classmethod
     def prepare(cls, settings: StudentSettings, teacher: str, listener: Listener | None) -> Stages:
-        """Check everything that costs nothing: task, student, data files. Raises the user errors of those."""
+        """Check task and student. Raises the user errors of those."""
         from factory.student import resolve_student
         from factory.tasks import get_task
 
@@ -57,6 +58,11 @@ class Stages:
         student = resolve_student(settings.student, settings)
         path = settings.out or default_path(settings.task, settings.student, teacher)
         return cls(settings, task, student, path, listener)
+
+    def earlier(self) -> RunDir | None:
+        """What an earlier start with these settings left; None when there is nothing, or a run with other settings."""
+        found = RunDir(self.path)
+        return found if found.config.is_file() and not differences(found.config, self.settings) else None
 
     @contextmanager
     def claimed(self) -> Iterator[RunDir]:
@@ -71,22 +77,45 @@ class Stages:
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
+    def check_data(self) -> None:
+        """Read both splits before anything is written. Raises TaskError when one cannot be read or is of no use."""
+        data = self.read_data()
+        if not data.train:
+            raise TaskError(f"split {self.settings.split!r} has no questions to learn from; check --questions and --split")
+        if not data.validation:
+            raise TaskError(f"split {self.validation_split()!r} has no questions with a reference answer to validate on; "
+                            'mark some rows of the questions file that have "sql" with "split": "xdev", the others with '
+                            '"split": "train"')  # fmt: skip
+
     def load_data(self) -> Data:
-        """Read both splits, with their losses counted and their origin remembered."""
+        """Read both splits, with their losses counted and their origin remembered.
+
+        Raises SettingsError when the data is no longer what an earlier start of this run read.
+        """
         with self.events.stage("data") as stage:
             data = self.read_data()
             for card in data.cards:
                 for reason, n in card.skipped.items():
                     stage.drop(f"{card.split}: {reason}", n)
             stage.metric(train=len(data.train), validation=len(data.validation))
+        for card, old in zip(data.cards, self.run.recall().get("data", ())):
+            if card.sha256 != old["sha256"]:
+                raise SettingsError(f"{self.path}: the data ({card.source}) changed since this run began, so that its answers "
+                                    "no longer belong to the questions; give another --out")  # fmt: skip
         self.run.remember(data=[card.model_dump() for card in data.cards])
         return data
 
     def read_data(self) -> Data:
-        """Both splits; the training part cut to `examples` after a seeded shuffle."""
-        train, train_card = self.task.load(self._source(self.settings.split, self.settings.examples))
-        validation, validation_card = self.task.load(self._source(self.validation_split(), None))
-        return Data(train, validation, [train_card, validation_card])
+        """Both splits; the training part cut to `examples` after a seeded shuffle, the other to what can be scored."""
+        if self._data is None:
+            train, train_card = self.task.load(self._source(self.settings.split, self.settings.examples))
+            every, card = self.task.load(self._source(self.validation_split(), None))
+            validation = [example for example in every if example.reference is not None]
+            if len(validation) < len(every):
+                lost = {**card.skipped, "no-reference": len(every) - len(validation)}
+                card = card.model_copy(update={"skipped": lost, "n": len(validation)})
+            self._data = Data(train, validation, [train_card, card])
+        return self._data
 
     def validation_split(self) -> str:
         """The split asked for, or the data set's own."""
@@ -129,12 +158,14 @@ class Stages:
         dialect: Dialect,
         size_bytes: int | None,
         of: object = None,
+        whole: bool = False,
     ) -> Evaluation:
         """Evaluate and keep the summary in scores.json under `name`.
 
-        `of` says what is scored (a hash of its weights): with it, an interrupted evaluation goes on where it was.
+        `of` says what is scored (a hash of its weights): with it, an interrupted evaluation goes on where it was. `whole`
+        raises ModelError, and keeps nothing, when the model failed to answer: a server that fails is not a wrong answer.
         """
-        from factory.evaluate import evaluate
+        from factory.evaluate import MODEL_ERROR, evaluate
 
         with (
             keep_predictions(self.run.path / f"{name}.part.jsonl", of) if of is not None else nullcontext(((), None)) as (
@@ -145,6 +176,9 @@ class Stages:
             result = evaluate(
                 self.task, model, examples, dialect, events=self.events, stage=f"score {name}", known=known, on_prediction=keep
             )
+        failed = [prediction for prediction in result.predictions if prediction.error == MODEL_ERROR]
+        if whole and failed:
+            raise ModelError(f"{model.name} failed on {len(failed)} of {result.n} questions ({failed[-1].detail})")
         entry = {**result.summary(), "model_bytes": size_bytes}
         self.run.write(self.run.scores, json.dumps({**self.scores(), name: entry}, indent=1))
         return result
@@ -221,12 +255,13 @@ class Stages:
         run.write(run.path / "answers.json", json.dumps(answered(self.task, examples, result.predictions), indent=1, default=str))
         card = self._card(base, data, teacher, calibration(result.predictions))
         card.save(run.model)
+        card.save(run.path)
         if self.student.adapter != "none":
             card.save(run.adapter)
-        (run.path / "student.part.jsonl").unlink(missing_ok=True)
         with self.events.stage("report"):
             write_report(run.path)
             write_model_card(run.path)
+        (run.path / "student.part.jsonl").unlink(missing_ok=True)
         run.remember(finished=True)
 
     def _card(self, base: Path, data: Data, teacher: str | None, calibrated: Calibration | None) -> Card:
