@@ -20,6 +20,8 @@ from factory.teacher import TeacherPlan
 
 FAILURES = 20
 """Failed requests in a row, without one success, after which the teacher counts as gone."""
+LAST_FAILURES = 3
+"""Failed requests at the very end at which it counts as gone too."""
 
 Stop = Literal["budget", "endpoint"]
 
@@ -81,6 +83,7 @@ def ask_all(
     stats = GenerateStats(spent_usd=before)
     known = ledger.keys(purpose)
     queue = _Queue(iter(asks))
+    streak = 0
     size = 1024 if plan.replays else 64 * settings.in_flight
     while stats.stopped is None:
         left = None if settings.budget_usd is None else settings.budget_usd - stats.spent_usd
@@ -107,10 +110,11 @@ def ask_all(
         if not chunk:
             break
         with ledger.group() if plan.replays else nullcontext():
-            _ask_chunk(list(chunk.values()), purpose, teacher, plan, ledger, stage, settle, stats)
+            streak = _ask_chunk(list(chunk.values()), purpose, teacher, plan, ledger, stage, settle, stats)
         known.update(key for key in chunk if key in ledger)
-    if stats.stopped is None and stats.failed and not stats.answered and not plan.replays:
-        _stop(stats, "endpoint", _gone(plan, stats))
+    gone = streak >= LAST_FAILURES or (stats.failed and not stats.answered)
+    if stats.stopped is None and gone and not plan.replays and not settings.force:
+        _stop(stats, "endpoint", f"{_gone(plan, stats)}, --force goes on without these")
     return stats
 
 
@@ -123,7 +127,8 @@ def _ask_chunk(
     stage: Stage,
     settle: Settle,
     stats: GenerateStats,
-) -> None:
+) -> int:
+    """Ask and store; returns how many requests at the end failed in a row."""
     streak = 0
     with closing(_replies(teacher, chunk)) as replies:
         for index, reply in replies:
@@ -138,7 +143,7 @@ def _ask_chunk(
                 stats.errors[reply.error or "unknown error"] += 1
                 if streak >= FAILURES and not plan.replays:
                     _stop(stats, "endpoint", _gone(plan, stats))
-                    return
+                    return streak
             else:
                 streak = 0
                 seed = ask.request.sampling.seed
@@ -149,6 +154,7 @@ def _ask_chunk(
                 stats.completion_tokens += reply.usage.completion_tokens
                 settle(ask, answer)
             stage.advance(len(ask.owners))
+    return streak
 
 
 def _replies(teacher: ChatModel, chunk: list[Ask]) -> Generator[tuple[int, Reply], None, None]:
