@@ -32,10 +32,12 @@ _USER_ERRORS = {
     "agents.chat": "ModelError",
     "factory.dataset": "DatasetError",
     "factory.ledger": "LedgerError",
+    "factory.merge": "MergeError",
     "factory.settings": "SettingsError",
     "factory.student": "StudentError",
     "factory.tasks.task": "TaskError",
     "factory.teacher": "TeacherError",
+    "factory.topk": "TopkError",
     "factory.train": "TrainError",
 }
 """Module -> its exception for a user's error."""

@@ -1,6 +1,7 @@
 """Prompts -> answers: ask the teacher for every example, once, whatever happens in between, and judge what it says.
 
-Does: ask in the plain dialect, decode and verify each answer, vote where there is no reference; resumes from the ledger.
+Does: ask in the teacher's dialect, under the grammar where the plan says so, decode and verify each answer, vote where there is
+no reference; resumes from the ledger.
 Does not: choose or deduplicate rows (`rows.py`), retry (the model does), or open the teacher (`teacher.py`).
 """
 
@@ -14,7 +15,7 @@ from factory.ask import Ask, GenerateStats, ask_all
 from factory.events import EventLog
 from factory.ledger import Answer, Judged, Ledger
 from factory.settings import DistillSettings
-from factory.tasks.task import AnswerError, Example, Task
+from factory.tasks.task import AnswerError, Dialect, Example, Task
 from factory.teacher import TeacherPlan
 
 MAX_TOKENS = 512
@@ -43,9 +44,10 @@ def generate(
 
     def asks() -> Iterator[Ask]:
         for number, example in enumerate(examples):
-            messages = task.messages(example, "plain")
+            messages = task.messages(example, plan.dialect)
+            grammar = task.constraint(example, plan.dialect) if plan.constrained else None
             for sampling in samples:
-                request = Request(messages=messages, sampling=sampling, id=example.id)
+                request = Request(messages=messages, sampling=sampling, constraint=grammar, id=example.id)
                 yield Ask(plan.key(request, "answer"), request, [number])
 
     def settle(ask: Ask, answer: Answer | None) -> None:
@@ -55,7 +57,7 @@ def generate(
             answer = answer or ledger.answer(ask.key)
             if answer is not None:
                 voting = len(samples) > 1 and example.reference is None
-                ledger.judge(judge(task, example, answer, voting))
+                ledger.judge(judge(task, example, answer, plan.dialect, voting))
 
     with events.stage("generate", total=len(examples) * len(samples), unit="answers") as stage:
         stats = ask_all(asks(), "answer", teacher, plan, ledger, settings, stage, settle)
@@ -82,12 +84,12 @@ def samplings(settings: DistillSettings, plan: TeacherPlan) -> list[Sampling]:
     return [hot.model_copy(update={"seed": first + i}) for i in range(settings.samples)]
 
 
-def judge(task: Task, example: Example, answer: Answer, voting: bool = False) -> Judged:
+def judge(task: Task, example: Example, answer: Answer, dialect: Dialect = "plain", voting: bool = False) -> Judged:
     """Decode and verify one answer; `voting` also finds the key by which answers without a reference agree."""
     if answer.stop_reason == "length":
         return Judged(example.id, answer.key, False, "cut-off", f"longer than {MAX_TOKENS} tokens")
     try:
-        canonical = task.decode(example, answer.text, "plain")
+        canonical = task.decode(example, answer.text, dialect)
     except AnswerError as error:
         return Judged(example.id, answer.key, False, error.reason, str(error))
     verdict = task.verify(example, canonical)

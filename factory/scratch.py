@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from factory.tokenizer_match import PROBES
+
 MARK = "student.json"
 
 
@@ -56,12 +58,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_scratch(size: str, corpus: Sequence[str], special_tokens: Sequence[str], out_dir: Path, seed: int) -> Path:
-    """Tokenizer trained on `corpus` and random weights as a model directory: whole or not at all, the same bytes for the same
-    inputs. An `out_dir` made from the same inputs is left as it is."""
+def write_scratch(
+    size: str, corpus: Sequence[str], special_tokens: Sequence[str], out_dir: Path, seed: int, tokenizer: Any = None
+) -> Path:
+    """Tokenizer trained on `corpus` (or the one given) and random weights as a model directory: whole or not at all, the same
+    bytes for the same inputs. An `out_dir` made from the same inputs is left as it is."""
     from factory.train import quiet
 
-    made_from = _fingerprint(size, corpus, special_tokens, seed)
+    made_from = _fingerprint(size, corpus if tokenizer is None else _described(tokenizer), special_tokens, seed)
     mark = out_dir / MARK
     if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == made_from:
         return out_dir
@@ -69,7 +73,8 @@ def write_scratch(size: str, corpus: Sequence[str], special_tokens: Sequence[str
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     with quiet():
-        tokenizer = train_tokenizer(corpus, special_tokens, SCRATCH[size].vocab)
+        if tokenizer is None:
+            tokenizer = train_tokenizer(corpus, special_tokens, SCRATCH[size].vocab)
         model = new_model(SCRATCH[size], tokenizer)
         init_weights(model, seed)
         model.save_pretrained(tmp)
@@ -85,6 +90,13 @@ def _fingerprint(size: str, corpus: Sequence[str], special_tokens: Sequence[str]
     for text in [*special_tokens, "", *corpus]:
         digest.update(text.encode() + b"\0")
     return {"scratch": size, "shape": asdict(SCRATCH[size]), "seed": seed, "text": digest.hexdigest()}
+
+
+def _described(tokenizer: Any) -> list[str]:
+    """What tells a ready tokenizer from another: its entries, how it splits, its chat template."""
+    entries = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    splits = [tokenizer.encode(text, add_special_tokens=False) for text in PROBES]
+    return [json.dumps([entries, splits, tokenizer.chat_template])]
 
 
 def train_tokenizer(corpus: Sequence[str], special_tokens: Sequence[str], vocab: int) -> Any:

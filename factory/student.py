@@ -12,10 +12,11 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from factory.chat_template import accept_system_turns
 from factory.machine import HubState, Machine, hub_state, look_at_machine, model_dir
 from factory.scratch import MARK, SCRATCH, write_scratch
 from factory.settings import Adapter, StudentSettings
@@ -119,13 +120,20 @@ def resolve_student(spec: str, settings: StudentSettings) -> StudentPlan:
     raise StudentError(f"unknown student {spec!r}{hint}; choose from {names}, hub:ORG/NAME, or a model directory")
 
 
+def with_tokenizer(plan: StudentPlan, settings: StudentSettings, vocab: int, dialect: Dialect) -> StudentPlan:
+    """A from-scratch student with its teacher's tokenizer (of `vocab` entries) and dialect. Raises StudentError (memory)."""
+    shape = replace(SCRATCH[plan.model_id], vocab=vocab)
+    facts = Student(plan.model_id, plan.license, shape.parameters, shape.hidden, shape.layers, vocab, "the teacher's")
+    return _plan(plan.spec, "scratch", facts, settings, dialect, None)
+
+
 def _plan(
     spec: str, kind: Kind, facts: Student, settings: StudentSettings, dialect: Dialect, state: HubState | None
 ) -> StudentPlan:
-    adapter, machine, need = _fit(spec, facts, settings, dialect)
+    adapter, machine, need = _fit(spec, facts, settings, dialect, kind == "scratch")
     rate = settings.learning_rate
     if rate is None:
-        rate = 1.5e-3 if dialect == "compact" else 2e-5 if adapter == "none" else 2e-4
+        rate = 1.5e-3 if dialect == "compact" or kind == "scratch" else 2e-5 if adapter == "none" else 2e-4
     download = facts.parameters * 2e6 / 1e9 if state is not None and not state.cached else 0.0
     if download > machine.disk_gb:
         raise StudentError(
@@ -140,9 +148,12 @@ def _plan(
     )  # fmt: skip
 
 
-def _fit(spec: str, facts: Student, settings: StudentSettings, dialect: Dialect) -> tuple[Adapter, Machine, float]:
+def _fit(
+    spec: str, facts: Student, settings: StudentSettings, dialect: Dialect, scratch: bool = False
+) -> tuple[Adapter, Machine, float]:
     """What would be trained, on what, and the GB it needs. Raises StudentError when that is more than there is."""
-    adapter: Adapter = settings.adapter if settings.adapter is not None else ("none" if dialect == "compact" else "lora")
+    usual: Adapter = "none" if dialect == "compact" or scratch else "lora"
+    adapter = settings.adapter if settings.adapter is not None else usual
     machine = look_at_machine()
     have = machine.gpu_gb or machine.ram_gb
     need = training_gb(facts, adapter, settings.batch, settings.max_length, settings.rank, dialect)
@@ -227,15 +238,18 @@ def _short(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0][:120]
 
 
-def prepare_student(plan: StudentPlan, corpus: Sequence[str], special_tokens: Sequence[str], out_dir: Path, seed: int) -> Path:
+def prepare_student(
+    plan: StudentPlan, corpus: Sequence[str], special_tokens: Sequence[str], out_dir: Path, seed: int, tokenizer: Any = None
+) -> Path:
     """The model directory training starts from.
 
-    From scratch: made in `out_dir` (`factory.scratch`), deterministic. Hub: downloaded to the cache. A directory: itself.
+    From scratch: made in `out_dir` (`factory.scratch`), deterministic, around `tokenizer` when one is given. Hub: downloaded to
+    the cache. A directory: itself.
     When a chat template refuses system messages, `out_dir` gets links to the weights and a template that moves those messages
     into the user's turn.
     """
     if plan.kind == "scratch":
-        return write_scratch(plan.model_id, corpus, special_tokens, out_dir, seed)
+        return write_scratch(plan.model_id, corpus, special_tokens, out_dir, seed, tokenizer)
     directory = Path(plan.model_id) if plan.kind == "directory" else _download(plan)
     return _with_system_turns(directory, out_dir, plan.spec)
 
@@ -250,27 +264,14 @@ def _download(plan: StudentPlan) -> Path:
         raise StudentError(f"student {plan.spec!r}: the download stopped ({_short(error)}); run again, it continues") from None
 
 
-SYSTEM_INTO_USER = (
-    "{%- if messages[0]['role'] == 'system' -%}"
-    "{%- set first = {'role': 'user', 'content': messages[0]['content'] + '\n\n' + messages[1]['content']} -%}"
-    "{%- set messages = [first] + messages[2:] -%}"
-    "{%- endif -%}"
-)
-
-
 def _with_system_turns(directory: Path, out_dir: Path, spec: str) -> Path:
-    from jinja2.exceptions import TemplateError
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise StudentError(f"student {spec!r} has no chat template; choose an instruct model")
-    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
-    try:
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if not accept_system_turns(tokenizer):
         return directory
-    except TemplateError:
-        tokenizer.chat_template = SYSTEM_INTO_USER + tokenizer.chat_template
     tmp = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)

@@ -7,18 +7,21 @@ Does not: load weights (`teachers_local.py`), compare tokenizers (`tokenizer_mat
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from agents.card import FILE_NAME, Card
 from agents.chat import ChatModel, ModelError, Request, Usage
 from factory.ledger import answer_key
 from factory.machine import Machine, file_sha256, file_stamp, hub_state, look_at_machine, model_dir, ping
 from factory.recorded import RecordedModel, check_answers, read_answers, references
+from factory.scratch import MARK
 from factory.settings import DistillSettings
-from factory.tasks.task import Example
+from factory.tasks.task import Dialect, Example
 
 Kind = Literal["local", "http", "gguf", "recorded", "templates"]
 
@@ -99,6 +102,10 @@ class TeacherPlan:
     price_in: float | None = None
     price_out: float | None = None
     in_flight: int = 1
+    dialect: Dialect = "plain"
+    """how it is asked: one of our own models in the dialect it learned"""
+    constrained: bool = False
+    """whether it is asked under the task's grammar"""
     notes: tuple[str, ...] = ()
     """what the user should know before going on"""
 
@@ -110,6 +117,9 @@ class TeacherPlan:
     def key(self, request: Request, purpose: str) -> str:
         """The ledger key of one request."""
         by_id = request.id if self.replays else ""
+        if request.constraint is not None and not self.replays:
+            grammar = hashlib.sha256(request.constraint.model_dump_json().encode()).hexdigest()
+            purpose = f"{purpose}/{grammar}"
         return answer_key(self.name, self.revision, request.messages, request.sampling, purpose, by_id)
 
     def cost(self, usage: Usage, request: Request) -> float | None:
@@ -142,13 +152,13 @@ def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | Non
     elif scheme == "gguf":
         plan = _gguf(spec, Path(rest), machine or look_at_machine())
     elif spec in TEACHERS:
-        plan = _local(spec, spec, TEACHERS[spec], machine or look_at_machine())
+        plan = _local(spec, spec, TEACHERS[spec], machine or look_at_machine(), settings.teacher_bits)
     elif scheme == "hub" and rest.count("/") == 1:
-        plan = _local(spec, rest, None, machine or look_at_machine())
+        plan = _local(spec, rest, None, machine or look_at_machine(), settings.teacher_bits)
     elif scheme == "hub":
         raise TeacherError(f"--teacher {spec!r}: a hub model is named hub:ORG/NAME")
     elif spec.startswith((".", "/", "~")) or Path(spec).is_dir():
-        plan = _directory(spec, Path(spec).expanduser(), machine or look_at_machine())
+        plan = _directory(spec, Path(spec).expanduser(), machine or look_at_machine(), settings.teacher_bits)
     else:
         near = difflib.get_close_matches(spec, TEACHERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"
@@ -156,7 +166,11 @@ def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | Non
     if settings.method != "sft" and plan.kind != "local":
         raise TeacherError(f"--method {settings.method} needs every token's probabilities, which --teacher {spec!r} does not "
                            "give: choose --method sft, or a teacher that runs here (a name, hub:ORG/NAME or ./DIR)")  # fmt: skip
-    return plan
+    if settings.teacher_bits is not None and plan.kind != "local":
+        raise TeacherError(f"--teacher-bits {settings.teacher_bits} is for weights loaded here, and --teacher {spec!r} has none: "
+                           "leave it away, or give a name, hub:ORG/NAME or ./DIR")  # fmt: skip
+    constrained = plan.kind in ("local", "gguf") if settings.constrain_teacher is None else settings.constrain_teacher
+    return replace(plan, constrained=constrained and not plan.replays)
 
 
 def open_teacher(plan: TeacherPlan, examples: Sequence[Example] = ()) -> ChatModel:
@@ -252,28 +266,35 @@ def _gguf(spec: str, path: Path, machine: Machine) -> TeacherPlan:
                        notes=("the licence is the base model's: check that it allows training on its answers",))  # fmt: skip
 
 
-def _directory(spec: str, path: Path, machine: Machine) -> TeacherPlan:
+def _directory(spec: str, path: Path, machine: Machine, bits: int | None) -> TeacherPlan:
     try:
         teacher, revision = model_dir(path)
     except ValueError as error:
         raise TeacherError(f"--teacher {spec!r}: {error}") from None
     known = Teacher(str(path), teacher.license, teacher.billions, teacher.billions, teacher.embedding, "", teacher.context)
-    plan = _fit(TeacherPlan(spec, "local", path.resolve().name, revision, str(path)), known, machine)
-    return replace(plan, tokenizer=None, notes=(*plan.notes, *_license_note(teacher.license)))
+    plan = _fit(TeacherPlan(spec, "local", path.resolve().name, revision, str(path)), known, machine, bits)
+    return replace(plan, tokenizer=None, dialect=_dialect(path), notes=(*plan.notes, *_license_note(teacher.license)))
 
 
-def _local(spec: str, name: str, teacher: Teacher | None, machine: Machine) -> TeacherPlan:
+def _dialect(path: Path) -> Dialect:
+    """What a model directory of ours learned, by its card (or, untrained, by its mark); any other model is asked plainly."""
+    if (path / FILE_NAME).is_file():
+        return Card.load(path).dialect
+    return "compact" if (path / MARK).is_file() else "plain"
+
+
+def _local(spec: str, name: str, teacher: Teacher | None, machine: Machine, bits: int | None) -> TeacherPlan:
     """A hub model; memory comes first since it needs no network when the name is known."""
     model_id = teacher.model_id if teacher is not None else name
     plan = TeacherPlan(spec, "local", name, "", model_id)
     if teacher is not None:
-        plan = _fit(plan, teacher, machine)
+        plan = _fit(plan, teacher, machine, bits)
     state = hub_state(model_id)
     if state.problem is not None:
         raise TeacherError(f"teacher {name!r} ({model_id}): {state.problem}")
     if teacher is None:
         teacher = Teacher(model_id, state.license, state.billions, state.billions, 0.0, "", 0)
-        plan = _fit(plan, teacher, machine)
+        plan = _fit(plan, teacher, machine, bits)
     notes = (*plan.notes, *_license_note(teacher.license))
     download = 0.0 if state.cached else teacher.gb_16
     if download > machine.disk_gb:
@@ -283,8 +304,8 @@ def _local(spec: str, name: str, teacher: Teacher | None, machine: Machine) -> T
     return replace(plan, revision=state.revision, download_gb=download, notes=notes)
 
 
-def _fit(plan: TeacherPlan, teacher: Teacher, machine: Machine) -> TeacherPlan:
-    """Choose device and precision: the GPU in 16 bit, in 4 bit, then the CPU likewise."""
+def _fit(plan: TeacherPlan, teacher: Teacher, machine: Machine, bits: int | None) -> TeacherPlan:
+    """Choose device and precision: the GPU in 16 bit, in 4 bit, then the CPU likewise; `bits` leaves that choice out."""
     wide, narrow = (weights_gb * 1.1 + 1.0 for weights_gb in (teacher.gb_16, teacher.gb_4))
     options: list[tuple[Literal["cuda", "cpu"], int, float, float]] = [
         ("cuda", 16, wide, machine.gpu_gb),
@@ -292,18 +313,19 @@ def _fit(plan: TeacherPlan, teacher: Teacher, machine: Machine) -> TeacherPlan:
         ("cpu", 16, wide, machine.ram_gb),
         ("cpu", 4, narrow, machine.ram_gb),
     ]
-    for device, bits, wanted, have in options:
-        if wanted <= have:
+    for device, width, wanted, have in options:
+        if wanted <= have and bits in (None, width):
             notes = plan.notes
             if device == "cpu":
                 notes = (*notes, "runs on the CPU: slow beyond small models")
-            return replace(plan, device=device, bits=bits, need_gb=wanted, have_gb=have, license=teacher.license,
+            return replace(plan, device=device, bits=width, need_gb=wanted, have_gb=have, license=teacher.license,
                            parameters=teacher.total, active=teacher.active, tokenizer=teacher.tokenizer or None,
                            context=teacher.context or None, notes=notes)  # fmt: skip
     gpu = f"{machine.gpu_gb:.1f} GB of GPU memory" if machine.gpu_gb else "no GPU"
+    needs = [f"{wanted:.1f} GB in {width} bit" for width, wanted in ((4, narrow), (16, wide)) if bits in (None, width)]
     raise TeacherError(
-        f"teacher {plan.name!r} ({plan.location}, {teacher.total:g} B parameters) needs {narrow:.1f} GB in 4 bit or "
-        f"{wide:.1f} GB in 16 bit and this machine has {gpu} and {machine.ram_gb:.1f} GB of free RAM: {WAYS_ON}"
+        f"teacher {plan.name!r} ({plan.location}, {teacher.total:g} B parameters) needs {' or '.join(needs)} and this "
+        f"machine has {gpu} and {machine.ram_gb:.1f} GB of free RAM: {WAYS_ON}"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatModel
+from factory.chat_template import accept_system_turns
 
 if TYPE_CHECKING:
     import torch
@@ -47,27 +48,33 @@ class NotQuantizedError(Exception):
 
 def load_teacher(plan: TeacherPlan) -> ChatModel:
     """The planned local teacher as a ChatModel. Raises TeacherError when it cannot be loaded as planned."""
+    from agents.models.hf import TransformersModel
+
+    model, tokenizer = load_planned(plan)
+    opened: ChatModel = TransformersModel(model, tokenizer, name=plan.name)
+    return opened
+
+
+def load_planned(plan: TeacherPlan, own_device: bool = False) -> tuple[Any, Any]:
+    """The planned local teacher's (model, tokenizer), as `load` gives them. Raises TeacherError when that fails."""
     import torch
 
-    from agents.models.hf import TransformersModel
     from factory.teacher import WAYS_ON, TeacherError
 
     try:
-        model, tokenizer = load(plan.location, bits=plan.bits, device=plan.device, revision=plan.revision or None)
+        return load(plan.location, bits=plan.bits, device=plan.device, revision=plan.revision or None, own_device=own_device)
     except NotQuantizedError as error:
         raise TeacherError(f"teacher {plan.name!r}: {error}: {WAYS_ON}") from None
     except (OSError, ValueError, torch.cuda.OutOfMemoryError) as error:
         first = (str(error).splitlines() or [repr(error)])[0]
         raise TeacherError(f"teacher {plan.name!r} ({plan.location}) cannot be loaded: {first}: {WAYS_ON}") from None
-    opened: ChatModel = TransformersModel(model, tokenizer, name=plan.name)
-    return opened
 
 
-def load(location: str, bits: int, device: str, revision: str | None = None) -> tuple[Any, Any]:
+def load(location: str, bits: int, device: str, revision: str | None = None, own_device: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) of a hub id or directory, in evaluation mode, in bfloat16 or (`bits` 4) nf4.
 
-    `device` "cuda" spreads over all GPUs. A checkpoint that comes quantized is loaded as it is. Raises NotQuantizedError, OSError
-    (no such model) and ValueError (not loadable by this version of transformers).
+    `device` "cuda" spreads over all GPUs, or stays on this process's own. A checkpoint that comes quantized is loaded as it is.
+    Raises NotQuantizedError, OSError (no such model) and ValueError (not loadable by this version of transformers).
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -75,7 +82,8 @@ def load(location: str, bits: int, device: str, revision: str | None = None) -> 
     revision = None if Path(location).is_dir() else revision
     config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     ready = getattr(config, "quantization_config", None) is not None
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": "auto" if device == "cuda" else {"": "cpu"}}
+    place: Any = {"": "cpu"} if device != "cuda" else {"": torch.cuda.current_device()} if own_device else "auto"
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": place}
     if bits == 4 and not ready:
         options["quantization_config"] = nf4_with_experts()
     model = AutoModelForCausalLM.from_pretrained(
@@ -88,11 +96,13 @@ def load(location: str, bits: int, device: str, revision: str | None = None) -> 
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> Any:
-    """The tokenizer alone (a few MB), to compare it with a student's before weights are read."""
+    """The tokenizer alone (a few MB), before weights are read; its chat template is made to take system messages."""
     from transformers import AutoTokenizer
 
     revision = None if Path(location).is_dir() else revision
-    return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+    accept_system_turns(tokenizer)
+    return tokenizer
 
 
 def nf4_with_experts() -> Any:
