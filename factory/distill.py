@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from agents.chat import ModelError
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
+from factory.processes import Order, Team, team
 from factory.remembered import RememberedTeacher
 from factory.settings import DistillSettings, SettingsError, build, parse
 from factory.stages import Data, Stages, print_outcome, shuffled
 from factory.stages import opened as opened_model
-from factory.tasks.task import Dialect
 
 if TYPE_CHECKING:
     from agents.chat import ChatModel
@@ -30,15 +31,27 @@ if TYPE_CHECKING:
 
 
 def run(settings: DistillSettings, listener: Listener | None = None) -> Path | None:
-    """Distil. Returns the run directory (a finished run returns at once), or None after a dry run.
+    """Distil. Returns the run directory (a finished run returns at once), or None after a dry run and in the processes of a
+    launch that only train along.
 
     Raises the user errors of the stages before anything costly, RunStopped when a budget or an endpoint ends (run again to
     continue), KeyboardInterrupt with everything finished so far on disk.
     """
+    with team() as processes:
+        if processes.leads:
+            return _lead(settings, listener, processes)
+        order = processes.wait()
+        if order is not None:
+            _follow(settings, order, processes)
+        return None
+
+
+def _lead(settings: DistillSettings, listener: Listener | None, processes: Team) -> Path | None:
     from factory.ledger import Ledger
     from factory.teacher import open_teacher, resolve_teacher
 
     stages = Stages.prepare(settings, settings.teacher, listener)
+    stages.team = processes
     earlier = None if settings.dry_run else stages.earlier()
     if earlier is not None and earlier.recall().get("finished"):
         return earlier.path
@@ -46,7 +59,7 @@ def run(settings: DistillSettings, listener: Listener | None = None) -> Path | N
     asked = earlier is not None and earlier.rows.exists() and settings.method == "sft"
     plan = None if asked else resolve_teacher(settings.teacher, settings)
     if plan is not None:
-        check_tokenizers(settings, stages, plan)
+        match_tokenizers(settings, stages, plan)
     stages.check_data()
     if settings.dry_run and plan is not None:
         sys.stdout.write(plan_text(settings, stages, plan))
@@ -64,9 +77,20 @@ def run(settings: DistillSettings, listener: Listener | None = None) -> Path | N
             select(stages, plan, ledger, data)
         rows = stages.read_rows()
         more = store_probabilities(stages, settings, plan, base, rows) if plan is not None else {}
-        best = stages.train(base, rows, data, method=settings.method, **more)
+        order = None if plan is None else {"teacher": asdict(plan)}
+        best = stages.train(base, rows, data, method=settings.method, order=order, **more)
         stages.finish(best, base, data, str(rows[0]["source"]))
         return run_dir.path
+
+
+def _follow(settings: DistillSettings, order: Order, processes: Team) -> None:
+    """Train along with the leading process, which has made everything that training reads."""
+    from factory.teacher import TeacherPlan
+
+    stages = Stages.follow(settings, order, processes)
+    base, rows = Path(order["base"]), stages.read_rows()
+    more = store_probabilities(stages, settings, TeacherPlan(**order["teacher"]), base, rows) if "teacher" in order else {}
+    stages.train(base, rows, Data([], []), method=settings.method, **more)
 
 
 def gate(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: TeacherPlan, base: Path, data: Data) -> None:
@@ -78,7 +102,8 @@ def gate(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: Te
             stages.score("untrained", untrained, sample, stages.student.dialect, stages.size_bytes(base))
     if "teacher" not in known:
         try:
-            stages.score("teacher", teacher, sample, teacher_dialect(plan), None, whole=not (plan.replays or settings.force))
+            whole = not (plan.replays or settings.force)
+            stages.score("teacher", teacher, sample, plan.dialect, None, whole=whole, constrained=plan.constrained)
         except ModelError as error:
             raise RunStopped(f"{error}; the same command continues, --force counts such questions as wrong") from None
     scores = stages.scores()
@@ -115,10 +140,10 @@ def store_probabilities(
     """What training needs beside rows: stored top-k log-probabilities (logits), the teacher itself (on-policy), nothing (sft)."""
     if settings.method == "sft":
         return {}
-    from factory.teachers_local import load
+    from factory.teachers_local import load_planned
 
     if settings.method == "on-policy":
-        return {"teacher": load(plan.location, plan.bits, plan.device, plan.revision or None), "divergence": settings.divergence}
+        return {"teacher": load_planned(plan, own_device=stages.team.count > 1), "divergence": settings.divergence}
     from factory.dataset import tokenize
     from factory.topk import store_topk
     from factory.train import load_tokenizer
@@ -128,7 +153,7 @@ def store_probabilities(
         return more
     tokenizer = load_tokenizer(base)
     tokens = tokenize(rows, tokenizer, settings.max_length)
-    teacher, _ = load(plan.location, plan.bits, plan.device, plan.revision or None)
+    teacher, _ = load_planned(plan)
     with stages.events.stage("store probabilities", total=len(tokens), unit="rows") as stage:
         report = store_topk(
             tokens, teacher, stages.run.topk, settings.top_k, len(tokenizer), f"{plan.name}@{plan.revision}", stage
@@ -138,37 +163,34 @@ def store_probabilities(
     return more
 
 
-def check_tokenizers(settings: DistillSettings, stages: Stages, plan: TeacherPlan) -> None:
+def match_tokenizers(settings: DistillSettings, stages: Stages, plan: TeacherPlan) -> None:
     """Probabilities token by token mean something only where both tokenizers agree; refused before anything is asked.
 
-    A from-scratch student takes its teacher's tokenizer, so there is nothing to compare.
+    A from-scratch student takes its teacher's tokenizer and dialect instead.
     """
-    if settings.method == "sft" or stages.student.kind == "scratch":
+    if settings.method == "sft":
         return
-    from transformers import AutoTokenizer
-
+    from factory.student import with_tokenizer
+    from factory.teachers_local import load_tokenizer
     from factory.tokenizer_match import compare_tokenizers
 
-    def tokenizer(name: str, revision: str) -> Any:
-        return AutoTokenizer.from_pretrained(name, revision=revision or None, trust_remote_code=False)
-
+    student = stages.student
     try:
-        theirs, ours = tokenizer(plan.location, plan.revision), tokenizer(stages.student.model_id, stages.student.revision)
+        theirs = load_tokenizer(plan.location, plan.revision or None)
+        if student.kind == "scratch":
+            stages.tokenizer = theirs
+            stages.student = with_tokenizer(student, settings, len(theirs), plan.dialect)
+            return
+        ours = load_tokenizer(student.model_id, student.revision or None)
     except (OSError, ValueError) as error:
         raise SettingsError(f"the tokenizers of teacher and student cannot be compared ({str(error).splitlines()[0]})") from None
     report = compare_tokenizers(theirs, ours)
     if not report.agree:
         raise SettingsError(f"--method {settings.method} needs one tokenizer for --teacher {settings.teacher} and --student "
                             f"{settings.student}, but {report}; choose --method sft")  # fmt: skip
-
-
-def teacher_dialect(plan: TeacherPlan) -> Dialect:
-    """How the teacher is asked: as its card says when it is one of our own models, else plainly."""
-    from agents.card import FILE_NAME, Card
-
-    if plan.kind == "local" and (Path(plan.location) / FILE_NAME).is_file():
-        return Card.load(Path(plan.location)).dialect
-    return "plain"
+    if student.dialect != plan.dialect:
+        raise SettingsError(f"--method {settings.method}: --teacher {settings.teacher} answers in the {plan.dialect} dialect and "
+                            f"--student {settings.student} in the {student.dialect} one; choose --method sft")  # fmt: skip
 
 
 def plan_text(settings: DistillSettings, stages: Stages, plan: TeacherPlan) -> str:
@@ -188,7 +210,7 @@ def plan_text(settings: DistillSettings, stages: Stages, plan: TeacherPlan) -> s
     )
     made = make_plan(
         settings, plan, numbers, train=len(data.train), validation=len(data.validation), out=stages.path, already=already,
-        ask_tokens=mean_tokens(stages.task, data.train, teacher_dialect(plan)),
+        ask_tokens=mean_tokens(stages.task, data.train, plan.dialect),
         row_tokens=mean_tokens(stages.task, data.train, student.dialect),
     )  # fmt: skip
     return made.text()

@@ -16,18 +16,34 @@ from typing import Any
 
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
+from factory.processes import Team, team
 from factory.settings import FinetuneSettings, build, parse
-from factory.stages import Stages, opened, print_outcome, shuffled
+from factory.stages import Data, Stages, opened, print_outcome, shuffled
 
 LABELS = "labels"
 """Where a teacher's name would stand."""
 
 
 def run(settings: FinetuneSettings, listener: Listener | None = None) -> Path | None:
-    """Fine-tune. Returns the run directory, or None after a dry run. Raises as `distill.run` does."""
+    """Fine-tune. Returns the run directory, or None after a dry run and in the processes of a launch that only train along.
+
+    Raises as `distill.run` does.
+    """
+    with team() as processes:
+        if processes.leads:
+            return _lead(settings, listener, processes)
+        order = processes.wait()
+        if order is not None:
+            stages = Stages.follow(settings, order, processes)
+            stages.train(Path(order["base"]), stages.read_rows(), Data([], []))
+        return None
+
+
+def _lead(settings: FinetuneSettings, listener: Listener | None, processes: Team) -> Path | None:
     from factory.rows import select_rows
 
     stages = Stages.prepare(settings, LABELS, listener)
+    stages.team = processes
     earlier = None if settings.dry_run else stages.earlier()
     if earlier is not None and earlier.recall().get("finished"):
         return earlier.path

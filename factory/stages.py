@@ -11,13 +11,14 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatModel, ModelError
 from factory.events import EventLog, Listener
 from factory.predictions import Evaluation, keep_predictions
+from factory.processes import Order, Team
 from factory.rundir import RunDir, default_path, differences
 from factory.settings import Method, SettingsError, StudentSettings
 from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Task, TaskError
@@ -44,6 +45,9 @@ class Stages:
         self, settings: StudentSettings, task: Task, student: StudentPlan, path: Path, listener: Listener | None
     ) -> None:
         self.settings, self.task, self.student, self.path, self.listener = settings, task, student, path, listener
+        self.team = Team(0, 1)
+        self.tokenizer: Any = None
+        """the teacher's, where a from-scratch student takes it"""
         self._data: Data | None = None
         self.run: RunDir
         self.events: EventLog
@@ -58,6 +62,16 @@ class Stages:
         student = resolve_student(settings.student, settings)
         path = settings.out or default_path(settings.task, settings.student, teacher)
         return cls(settings, task, student, path, listener)
+
+    @classmethod
+    def follow(cls, settings: StudentSettings, order: Order, team: Team) -> Stages:
+        """The leading process's stages as another one needs them: the same student and run, nothing written."""
+        from factory.student import StudentPlan
+        from factory.tasks import get_task
+
+        stages = cls(settings, get_task(settings.task), StudentPlan(**order["student"]), Path(order["path"]), None)
+        stages.team, stages.run, stages.events = team, RunDir(stages.path), EventLog()
+        return stages
 
     def earlier(self) -> RunDir | None:
         """What an earlier start with these settings left; None when there is nothing, or a run with other settings."""
@@ -148,7 +162,7 @@ class Stages:
         with self.events.stage("student"):
             corpus = self.task.corpus(data.train, self.student.dialect) if self.student.kind == "scratch" else ()
             special = self.task.special_tokens(self.student.dialect)
-            return prepare_student(self.student, corpus, special, self.run.student, self.settings.seed)
+            return prepare_student(self.student, corpus, special, self.run.student, self.settings.seed, self.tokenizer)
 
     def score(
         self,
@@ -159,6 +173,7 @@ class Stages:
         size_bytes: int | None,
         of: object = None,
         whole: bool = False,
+        constrained: bool = True,
     ) -> Evaluation:
         """Evaluate and keep the summary in scores.json under `name`.
 
@@ -174,8 +189,9 @@ class Stages:
             )
         ):
             result = evaluate(
-                self.task, model, examples, dialect, events=self.events, stage=f"score {name}", known=known, on_prediction=keep
-            )
+                self.task, model, examples, dialect, constrained=constrained, events=self.events, stage=f"score {name}",
+                known=known, on_prediction=keep,
+            )  # fmt: skip
         failed = [prediction for prediction in result.predictions if prediction.error == MODEL_ERROR]
         if whole and failed:
             raise ModelError(f"{model.name} failed on {len(failed)} of {result.n} questions ({failed[-1].detail})")
@@ -201,8 +217,14 @@ class Stages:
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def train(self, base: Path, rows: Sequence[dict[str, Any]], data: Data, *, method: Method = "sft", **more: Any) -> Path:
-        """Train on `rows`, choosing the checkpoint by task score; returns the best candidate's directory."""
+    def train(
+        self, base: Path, rows: Sequence[dict[str, Any]], data: Data, *, method: Method = "sft", order: Order | None = None,
+        **more: Any,
+    ) -> Path:  # fmt: skip
+        """Train on `rows`, choosing the checkpoint by task score; returns the best candidate's directory.
+
+        The leader of several processes calls the others here with what it knows and `order`; it alone scores and remembers.
+        """
         from factory.train import TrainJob, train
 
         s = self.settings
@@ -219,7 +241,11 @@ class Stages:
             with opened(directory) as model:
                 return evaluate(self.task, model, judges, self.student.dialect).score
 
+        if self.team.leads:
+            self.team.start({"path": str(self.path), "base": str(base), "student": asdict(self.student), **(order or {})})
         result = train(job, self.events, score)
+        if not self.team.leads:
+            return result.best_dir
         self.run.remember(
             training={"steps": result.steps, "tokens": result.tokens, "tokens_per_s": result.tokens_per_s, "rows": result.rows,
                       "dropped": result.dropped, "best_step": result.best_step, "best_score": result.best_score,
