@@ -73,9 +73,7 @@ def make_shop(directory: Path) -> Shop:
     rows = [*(_question(i) for i in range(24)), *({**_question(i), "split": "xdev"} for i in range(24, 32))]
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = get_task("sql")
-    train, held_out = (
-        tuple(task.load(DataSource(db=db, questions=questions, split=split))[0]) for split in ("train", "xdev")
-    )
+    train, held_out = (tuple(task.load(DataSource(db=db, questions=questions, split=split))[0]) for split in ("train", "xdev"))
     return Shop(db, questions, train, held_out)
 
 
