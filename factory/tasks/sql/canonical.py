@@ -8,12 +8,10 @@ Does not: reorder or optimise; a query and its canonical spelling give the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from factory.tasks.sql.lexemes import (
-    MAX_DERIVED,
     MAX_INSTANCES,
     ColumnRef,
     DerivedAs,
@@ -27,11 +25,14 @@ from factory.tasks.sql.lexemes import (
     to_plain,
 )
 from factory.tasks.sql.schema import ColumnType, Schema
+from factory.tasks.sql.scopes import Resolver, Scope, Scopes, Source, refuse
 from factory.tasks.sql.spaced import number_literal
 from factory.tasks.task import AnswerError
 
 if TYPE_CHECKING:
     from sqlglot import exp
+
+    Words = dict[type[exp.Expr], str]
 
 Spell = Callable[[str, int | None], str]
 """(text of a literal, global column it is compared with) -> its text."""
@@ -60,45 +61,18 @@ def read_sql(schema: Schema, sql: str, spell: Spell | None = None) -> list[Lexem
     return _Writer(schema, spell or (lambda text, _: text)).query(parsed[0], (), {}, derived=False)[0]
 
 
-@dataclass
-class _Source:
-    """A table use, or (table -1) the derived table with its output names, in lower case."""
-
-    name: str
-    table: int
-    instance: int = 1
-    outputs: list[str] = field(default_factory=list)
-    unnamed: Callable[[], list[Lexeme]] | None = None
-    """the derived table's query again, its outputs unnamed"""
-    used: bool = False
-
-
-@dataclass
-class _Scope:
-    sources: list[_Source]
-    aliases: dict[str, list[Lexeme]] = field(default_factory=dict)
-    items: list[list[Lexeme]] = field(default_factory=list)
-
-
-Scopes = tuple[_Scope, ...]
-
-
-def refuse(what: str) -> AnswerError:
-    return AnswerError("not-supported", f"{what} is outside the forms that can be written")
-
-
 class _Writer:
     def __init__(self, schema: Schema, spell: Spell) -> None:
         from sqlglot import exp
 
         self.exp = exp
         self.schema, self.spell = schema, spell
-        self.tables = {table.name.lower(): i for i, table in enumerate(schema.tables)}
-        self.columns = [{c.name.lower(): i for i, c in enumerate(table.columns)} for table in schema.tables]
+        self.names = Resolver(schema)
         self.starts = [sum(len(t.columns) for t in schema.tables[:k]) for k in range(len(schema.tables))]
-        self.compare = {exp.EQ: "=", exp.NEQ: "!=", exp.GT: ">", exp.LT: "<", exp.GTE: ">=", exp.LTE: "<="}
-        self.arithmetic = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*of", exp.Div: "/"}
-        self.aggregates = {exp.Max: "max(", exp.Min: "min(", exp.Count: "count(", exp.Sum: "sum(", exp.Avg: "avg("}
+
+        self.compare: Words = {exp.EQ: "=", exp.NEQ: "!=", exp.GT: ">", exp.LT: "<", exp.GTE: ">=", exp.LTE: "<="}
+        self.arithmetic: Words = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*of", exp.Div: "/"}
+        self.aggregates: Words = {exp.Max: "max(", exp.Min: "min(", exp.Count: "count(", exp.Sum: "sum(", exp.Avg: "avg("}
 
     # -- queries ---------------------------------------------------------------------------------------------------
     def query(self, node: exp.Expr, outer: Scopes, ctes: dict[str, exp.Expr], derived: bool) -> tuple[list[Lexeme], list[str]]:
@@ -116,7 +90,7 @@ class _Writer:
             if word is None or (word != "union" and not node.args.get("distinct", True)):
                 raise refuse("this set operation")
             word = "union all" if word == "union" and not node.args.get("distinct") else word
-            if isinstance(node.expression, exp.SetOperation) or isinstance(node.expression, exp.Subquery):
+            if isinstance(node.expression, exp.SetOperation | exp.Subquery):
                 raise refuse("a nested set operation")
             if node.expression.args.get("order") or node.expression.args.get("limit"):
                 raise refuse("ORDER BY inside a set operation")
@@ -140,7 +114,7 @@ class _Writer:
         from_ = node.args.get("from_") or node.args.get("from")
         if from_ is None:
             raise refuse("SELECT without FROM")
-        scope = _Scope([])
+        scope = Scope([])
         first = self.source(from_.this, scope, outer, ctes, node)
         from_line: list[Lexeme] = [Word("from"), *first]
         scopes = (scope, *outer)
@@ -157,8 +131,8 @@ class _Writer:
                 from_line += [Word("on"), *self.condition(on, scopes, ctes)]
             elif join.args.get("using"):
                 for k, name in enumerate(join.args["using"]):
-                    right = self.pick(scope.sources[-1:], name.name.lower())
-                    left = self.pick(scope.sources[:-1], name.name.lower())
+                    right = self.names.pick(scope.sources[-1:], name.name.lower())
+                    left = self.names.pick(scope.sources[:-1], name.name.lower())
                     if left is None or right is None:
                         raise AnswerError("unknown-column", f"no column {name.name!r} to join on")
                     from_line += [Word("and" if k else "on"), left, Word("="), right]
@@ -193,7 +167,7 @@ class _Writer:
             line[at : at + len(first)] = [Word("("), *first_source.unnamed(), Word(")"), DerivedAs(0)]
         return line, outputs
 
-    def source(self, node: exp.Expr, scope: _Scope, outer: Scopes, ctes: dict[str, exp.Expr], select: exp.Select) -> list[Lexeme]:
+    def source(self, node: exp.Expr, scope: Scope, outer: Scopes, ctes: dict[str, exp.Expr], select: exp.Select) -> list[Lexeme]:
         exp = self.exp
         name = node.alias_or_name.lower()
         if isinstance(node, exp.Table) and node.name.lower() in ctes and not node.db:
@@ -202,83 +176,29 @@ class _Writer:
         elif isinstance(node, exp.Subquery):
             return self.derived(node.this, name, scope, outer, ctes)
         elif isinstance(node, exp.Table):
-            table = self.tables.get(node.name.lower())
+            table = self.names.tables.get(node.name.lower())
             if table is None:
-                raise AnswerError("unknown-table", f"no table {node.name!r}; there are {', '.join(sorted(self.tables))}")
+                raise AnswerError("unknown-table", f"no table {node.name!r}; there are {', '.join(sorted(self.names.tables))}")
             taken = {(s.table, s.instance) for s in scope.sources}
-            if outer and self.correlated(select, outer, ctes):
+            if outer and self.names.correlated(select, outer):
                 taken |= {(s.table, s.instance) for one in outer for s in one.sources}
             instance = next((k for k in range(1, MAX_INSTANCES + 1) if (table, k) not in taken), None)
             if instance is None:
                 raise refuse(f"{node.name!r} used more than {MAX_INSTANCES} times")
-            scope.sources.append(_Source(name, table, instance))
+            scope.sources.append(Source(name, table, instance))
             return [TableRef(table, instance)]
         else:
             raise refuse(f"{type(node).key.upper()} in FROM")
 
-    def derived(self, node: exp.Expr, name: str, scope: _Scope, outer: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
+    def derived(self, node: exp.Expr, name: str, scope: Scope, outer: Scopes, ctes: dict[str, exp.Expr]) -> list[Lexeme]:
         inner, outputs = self.query(node, outer, ctes, derived=True)
         unnamed = partial(self.query, node, outer, ctes, derived=False)
-        scope.sources.append(_Source(name, -1, outputs=outputs, unnamed=lambda: unnamed()[0]))
+        scope.sources.append(Source(name, -1, outputs=outputs, unnamed=lambda: unnamed()[0]))
         return [Word("("), *inner, Word(")"), DerivedAs(len(outputs))]
 
-    def correlated(self, select: exp.Select, outer: Scopes, ctes: dict[str, exp.Expr]) -> bool:
-        """Whether some column inside `select` belongs to a query around it."""
-        exp = self.exp
-        for column in select.find_all(exp.Column):
-            inside, node = False, column.find_ancestor(exp.Select)
-            while node is not None:
-                from_ = node.args.get("from_") or node.args.get("from")
-                uses = [from_.this, *(j.this for j in node.args.get("joins") or [])] if from_ else []
-                for use in uses:
-                    known = isinstance(use, exp.Table) and use.name.lower() in self.tables
-                    own = column.name.lower() in self.columns[self.tables[use.name.lower()]] if known else not column.table
-                    inside = inside or (use.alias_or_name.lower() == column.table.lower() if column.table else own)
-                if inside or node is select:
-                    break
-                node = node.find_ancestor(exp.Select)
-            if not inside and self.lookup(column, outer) is not None:
-                return True
-        return False
-
-    # -- names -----------------------------------------------------------------------------------------------------
-    def pick(self, sources: Sequence[_Source], column: str) -> Lexeme | None:
-        for source in sources:
-            if source.table >= 0 and column in self.columns[source.table]:
-                return ColumnRef(source.table, source.instance, self.columns[source.table][column])
-            if source.table < 0 and column in source.outputs:
-                if len(source.outputs) > MAX_DERIVED or "*" in source.outputs:
-                    raise refuse(f"a derived table of {len(source.outputs)} columns")
-                source.used = True
-                return DerivedRef(len(source.outputs), source.outputs.index(column) + 1)
-        return None
-
-    def lookup(self, node: exp.Column, scopes: Scopes) -> Lexeme | None:
-        for scope in scopes:
-            if node.table:
-                named = [s for s in scope.sources if s.name == node.table.lower()]
-                # A table may also be called by its own name after it was given an alias-free second use.
-                found = self.pick(named, node.name.lower())
-            else:
-                found = self.pick(scope.sources, node.name.lower())
-            if found is not None:
-                return found
-        return None
-
-    def column(self, node: exp.Column, scopes: Scopes) -> list[Lexeme]:
-        found = self.lookup(node, scopes)
-        if found is not None:
-            return [found]
-        if not node.table:
-            for scope in scopes:
-                if node.name.lower() in scope.aliases:
-                    return scope.aliases[node.name.lower()]
-            if node.this.quoted:
-                return [Text(node.name)]  # SQLite reads "x" as a text when no column is called so
-        known = ", ".join(dict.fromkeys(s.name for scope in scopes for s in scope.sources))
-        raise AnswerError("unknown-column", f"no column {node.sql(dialect='sqlite')} in {known}")
-
-    def items(self, node: exp.Select, scope: _Scope, scopes: Scopes, ctes: dict[str, exp.Expr]) -> tuple[list[list[Lexeme]], list[str]]:
+    def items(
+        self, node: exp.Select, scope: Scope, scopes: Scopes, ctes: dict[str, exp.Expr]
+    ) -> tuple[list[list[Lexeme]], list[str]]:
         exp = self.exp
         outputs: list[str] = []
         for item in node.expressions:
@@ -309,7 +229,12 @@ class _Writer:
         exp = self.exp
         while isinstance(node, exp.Paren):
             node = node.this
-        if isinstance(node, exp.Literal) and not node.is_string and node.this.isdigit() and isinstance(node.parent, exp.Ordered | exp.Group):
+        if (
+            isinstance(node, exp.Literal)
+            and not node.is_string
+            and node.this.isdigit()
+            and isinstance(node.parent, exp.Ordered | exp.Group)
+        ):
             if not 1 <= int(node.this) <= len(scopes[0].items):
                 raise refuse(f"ORDER BY {node.this}")
             return scopes[0].items[int(node.this) - 1]
@@ -325,7 +250,7 @@ class _Writer:
         while isinstance(node, exp.Paren):
             node = node.this
         if isinstance(node, exp.Column):
-            return self.column(node, scopes)
+            return self.names.column(node, scopes)
         if isinstance(node, exp.Neg) and isinstance(node.this, exp.Literal) and not node.this.is_string:
             return [Number("-" + node.this.this)]
         if isinstance(node, exp.Literal):
@@ -345,7 +270,7 @@ class _Writer:
                 return [Word(word), Word("agg(("), *self.term(inner, scopes, ctes), Word("agg))")]
             if not isinstance(inner, exp.Column):
                 raise refuse(f"an aggregate of {type(inner).key.upper()}")
-            return [Word(word), *self.column(inner, scopes), Word("agg)")]
+            return [Word(word), *self.names.column(inner, scopes), Word("agg)")]
         if isinstance(node, exp.Subquery | exp.Select):
             return [Word("("), *self.query(node, scopes, ctes, derived=False)[0], Word(")")]
         raise refuse(type(node).key.upper())
@@ -355,7 +280,7 @@ class _Writer:
         while isinstance(node, exp.Paren):
             node = node.this
         if isinstance(node, exp.And | exp.Or):
-            parts: list[exp.Expr] = []
+            parts: list[Any] = []
             self.flatten(node, type(node), parts)
             line: list[Lexeme] = []
             for i, part in enumerate(parts):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from factory.tasks.sql import cells, lexemes, single
+from factory.tasks.sql import cells, compact_reader, lexemes, single
 from factory.tasks.sql.canonical import literal_lexeme, read_sql
 from factory.tasks.sql.forms import Form, from_sql, to_sql
 from factory.tasks.sql.lexemes import Lexeme, Text
@@ -112,7 +112,8 @@ def decode(
     if schema.single:
         return to_sql(single.from_compact(schema, Marks(schema, question, matches), completion, grouped), schema)
     spelling = _Spelling(schema, question, matches)
-    return lexemes.to_plain(schema, lexemes.from_compact(schema, completion, lexemes.names(schema, grouped), spelling.restore))
+    named = lexemes.names(schema, grouped)
+    return lexemes.to_plain(schema, compact_reader.from_compact(schema, completion, named, spelling.restore))
 
 
 def _form(schema: Schema, sql: str) -> Form:
@@ -171,7 +172,8 @@ def extract_sql(text: str) -> str:
     body = _LABEL.sub("", body.strip(), count=1)
     start = _START.search(body)
     if start is None:
-        raise AnswerError("empty" if not text.strip() else "not-single-select", f"no SELECT in the answer: {text.strip()[:120]!r}")
+        reason = "not-single-select" if text.strip() else "empty"
+        raise AnswerError(reason, f"no SELECT in the answer: {text.strip()[:120]!r}")
     if not fenced and not _START.match(body):
         body = body[start.start() :]
     first, rest = _split_statement(body)

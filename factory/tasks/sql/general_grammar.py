@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 from factory.tasks.sql.lexemes import (
     MAX_DERIVED,
-    MAX_INSTANCES,
     WORDS,
     ColumnRef,
     DerivedAs,
@@ -31,6 +30,7 @@ from factory.tasks.sql.lexemes import (
     to_plain,
 )
 from factory.tasks.sql.schema import Schema
+from factory.tasks.sql.table_uses import Use, table_uses
 from factory.tasks.task import Dialect
 
 MAX_ITEMS, MAX_JOINS, MAX_PREDICATES, MAX_DEPTH = 6, 4, 6, 7
@@ -60,53 +60,6 @@ class Values:
     limit: str
 
 
-@dataclass(frozen=True)
-class Use:
-    """One use of a table: its column and table terminals, and its bits (None: not tracked)."""
-
-    table: int
-    instance: int
-    need: int | None
-    scope: int | None
-
-
-def table_uses(schema: Schema) -> list[Use]:
-    """Which uses of which tables the grammar offers: every table once, then second to fourth uses while bits last.
-
-    Second uses of tables that refer to themselves or are referred to twice by one table come first. A schema of more tables
-    than can be tracked gets every table once, untracked: names still exist, but a column's table may be missing in FROM.
-    """
-    count = len(schema.tables)
-    if 2 * count > BITS:
-        return [Use(t, 1, None, None) for t in range(count)]
-    weight = [0] * count
-    index = {table.name.lower(): t for t, table in enumerate(schema.tables)}
-    pairs: dict[tuple[str, str], int] = {}
-    for key in schema.foreign_keys:
-        pair = (key.table.lower(), key.ref_table.lower())
-        pairs[pair] = pairs.get(pair, 0) + 1
-        if (pair[0] == pair[1] or pairs[pair] > 1) and pair[1] in index:
-            weight[index[pair[1]]] += 2
-    for t, table in enumerate(schema.tables):
-        weight[t] += len(table.columns) <= 2
-    by_weight = sorted(range(count), key=lambda t: (-weight[t], t))
-    wanted = [(t, 1) for t in range(count)] + [(t, 2) for t in by_weight]
-    wanted += [(t, k) for t in by_weight for k in range(3, MAX_INSTANCES + 1)]
-    chosen: list[tuple[int, int, bool]] = []
-    left = BITS
-    for t, k in wanted:
-        cost = 2 if k <= 2 else 1
-        if left >= cost:
-            chosen.append((t, k, k <= 2))
-            left -= cost
-    scope_at = sum(1 for *_, needed in chosen if needed)
-    uses, need = [], 0
-    for i, (t, k, needed) in enumerate(chosen):
-        uses.append(Use(t, k, need if needed else None, scope_at + i))
-        need += needed
-    return uses
-
-
 def rules(schema: Schema, dialect: Dialect, named: Names, values: Values) -> str:
     """Lark text of the whole grammar."""
     return _Grammar(schema, dialect, named, values).text()
@@ -115,7 +68,7 @@ def rules(schema: Schema, dialect: Dialect, named: Names, values: Values) -> str
 class _Grammar:
     def __init__(self, schema: Schema, dialect: Dialect, named: Names, values: Values) -> None:
         self.schema, self.dialect, self.named, self.values = schema, dialect, named, values
-        self.uses = table_uses(schema)
+        self.uses = table_uses(schema, BITS)
         self.tracked = self.uses[0].scope is not None
         needs = [u.need for u in self.uses if u.need is not None]
         scopes = [u.scope for u in self.uses if u.scope is not None]
@@ -187,7 +140,14 @@ class _Grammar:
 
     # -- the rules -----------------------------------------------------------------------------------------------------
     def text(self) -> str:
-        lines = ["%llguidance {}", f"start: {self.w('select')} q::0x0", *self.terminals(), *self.select_list(), *self.sources(), *self.clauses()]
+        lines = [
+            "%llguidance {}",
+            f"start: {self.w('select')} q::0x0",
+            *self.terminals(),
+            *self.select_list(),
+            *self.sources(),
+            *self.clauses(),
+        ]
         lines += [*self.predicates(), *self.subqueries(), *self.values.rules]
         return "\n".join(lines) + "\n"
 
@@ -199,7 +159,11 @@ class _Grammar:
             out += [f"C{u}: {names}", f"t{u}: {self.table(use)}"]
         out += [f"D{n}{i}: {self.lexeme(DerivedRef(n, i))}" for n, i in SIZES]
         # Words that begin other words (COUNT, COUNT(*)) are cut in two: the lexer is greedy and does not go back.
-        out += [f"CNT: {self.w('count(')}", f"SUMAVG: {self.w('sum(')} | {self.w('avg(')}", f"MAXMIN: {self.w('max(')} | {self.w('min(')}"]
+        out += [
+            f"CNT: {self.w('count(')}",
+            f"SUMAVG: {self.w('sum(')} | {self.w('avg(')}",
+            f"MAXMIN: {self.w('max(')} | {self.w('min(')}",
+        ]
         star = '"*)"' if self.dialect == "plain" else self.w("*")
         out += [f"all: CNT {star}", f"agg: MAXMIN | (CNT | SUMAVG) {self.w('distinct')}?"]
         out += [f"ARITH: {' | '.join(self.w(word) for word in ('+', '-', '*of', '/'))}"]
@@ -226,7 +190,7 @@ class _Grammar:
             first.append(f"item{u} aft{step} {test}")
             second.append(f"item{u} tail{step} {test}")
             inner.append(f"C{u} ain{step} {test}")
-            inner2.append(f"C{u} {self.w('agg))')} tail{step} {test}")
+            inner2.append(f"C{u} {self.w('agg))')} aft{step} {test}")
         for n, i in SIZES:
             known = self.is_("eq", "dn", n)
             fresh = self.both(self.is_("eq", "dn", 0), self.is_("eq", "cnt", 0), self.is_("lt", "depth", MAX_DEPTH))
@@ -234,9 +198,15 @@ class _Grammar:
             second.append(f"ditem{n}{i} tail::_ %if {known}")
         out = [self.rule("q", q)]
         out += [self.rule("sel", [*first, "all aft::_", f"agg {self.w('agg((')} agx::_ %if {self.is_('eq', 'dn', 0)}"])]
-        out += [self.rule("agx", inner), self.rule("ain", ["ARITH ain2::_"]), self.rule("ain2", inner2)]
+        out += [
+            self.rule("agx", inner),
+            self.rule("ain", ["ARITH ain2::_"]),
+            self.rule("ain2", [*inner2, f"NUMBER {self.w('agg))')} aft::_"]),
+        ]
         out += [self.rule("aft", ["tail::_", "ARITH sel2::_"]), self.rule("sel2", [*second, "all tail::_", "NUMBER tail::_"])]
-        out += [f"item{u}: C{u} | agg C{u} {end}" for u in range(len(self.uses)) if not self.tracked or self.uses[u].need is not None]
+        out += [
+            f"item{u}: C{u} | agg C{u} {end}" for u in range(len(self.uses)) if not self.tracked or self.uses[u].need is not None
+        ]
         out += [f"ditem{n}{i}: D{n}{i} | agg D{n}{i} {end}" for n, i in SIZES]
         out += [self.rule("tail", [f"named::incr({self.f('cnt')})"])]
         names = [
@@ -250,7 +220,9 @@ class _Grammar:
         below = [self.both(self.is_("eq", "target", b), self.is_("lt", "cnt", b)) for b in range(2, MAX_ITEMS + 1)]
         room = self.capped("cnt", MAX_ITEMS, DEEP_ITEMS, DEEP)
         more = self.both(room, self.either(free, *below))
-        out += [self.rule("next", [f"{self.w(',')} sel::_ %if {more}", f"{self.w('from')} src::_ %if {self.either(free, *same)}"])]
+        out += [
+            self.rule("next", [f"{self.w(',')} sel::_ %if {more}", f"{self.w('from')} src::_ %if {self.either(free, *same)}"])
+        ]
         return out
 
     def sources(self) -> list[str]:
@@ -260,7 +232,10 @@ class _Grammar:
             inner = f"{self.w('(')} derived{n}::bit_and({self.mask('depth')}) {self.w(')')} {self.lexeme(DerivedAs(n))}"
             src += [f"{inner}{more} %if {self.is_('eq', 'dn', n)}" for more in ("", " dbody::_")]
         # A derived table deep down counts as the one sub-query allowed there.
-        deep = [f"body::incr({self.f('subs')}) %if {self.is_('gt', 'depth', DEEP)}", f"body::_ %if {self.is_('le', 'depth', DEEP)}"]
+        deep = [
+            f"body::incr({self.f('subs')}) %if {self.is_('gt', 'depth', DEEP)}",
+            f"body::_ %if {self.is_('le', 'depth', DEEP)}",
+        ]
         out = [self.rule("src", src), self.rule("dbody", deep)]
         out += [self.rule("derived0", [f"{self.w('select')} q::incr({self.f('depth')})"])]
         for n in range(1, MAX_DERIVED + 1):
@@ -315,7 +290,10 @@ class _Grammar:
         for name, key in (("rest", "key"), ("grouped", "gkey")):
             order = f"{self.w('order')} {key}::_ {desc} ({self.w(',')} {key}::_ {desc}){{0,2}} {limit}?"
             out += [self.rule(name, [f"{order} {left}", f"{limit} {left}", "setop::_"])]
-        out += [self.rule("key", ["col::_", "col::_ ARITH col::_"]), self.rule("gkey", ["operand::_", "operand::_ ARITH operand::_"])]
+        out += [
+            self.rule("key", ["col::_", "col::_ ARITH col::_"]),
+            self.rule("gkey", ["operand::_", "operand::_ ARITH operand::_"]),
+        ]
         out += [self.rule("operand", ["col::_", "all", f"agg col::_ {self.w('agg)')}"])]
         words = self.any("union", "union all", "intersect", "except")
         kept = self.mask("depth", "derived")
@@ -334,7 +312,13 @@ class _Grammar:
         between = f"{no['between']} {value} {self.w('and')} {value}"
         listed = f"{no['in']} {self.w('(')} {value} ({self.w(',')} {value}){{0,4}} {self.w(')')}"
         null = self.any("is null", "is not null")
-        pred = [f"key::_ CMP {value}", "key::_ CMP key::_", f"key::_ {between}", f"col::_ {listed}", f"col::_ {no['like']} {self.values.like}"]
+        pred = [
+            f"key::_ CMP {value}",
+            "key::_ CMP key::_",
+            f"key::_ {between}",
+            f"col::_ {listed}",
+            f"col::_ {no['like']} {self.values.like}",
+        ]
         pred += [f"col::_ {null}"]
         room = self.both(
             self.is_("lt", "depth", MAX_DEPTH),
@@ -351,10 +335,17 @@ class _Grammar:
         ways = ["pred::_", "pred::_ counted::_", grouped + shallow, f"{grouped} counted::_{shallow}", f"subpred::_ %if {room}"]
         ways += [f"subpred::_ counted::incr({self.f('subs')}) %if {room}"]
         out += [self.rule("conds", ways)]
-        out += [self.rule("more", ["grest::_", f"{joiner} conds::_ %if {self.capped('preds', MAX_PREDICATES, DEEP_PREDICATES, DEEP)}"])]
+        out += [
+            self.rule(
+                "more", ["grest::_", f"{joiner} conds::_ %if {self.capped('preds', MAX_PREDICATES, DEEP_PREDICATES, DEEP)}"]
+            )
+        ]
         hpred = [f"gkey::_ CMP {value}", "gkey::_ CMP operand::_", f"gkey::_ {between}"]
         hsub = f"gkey::_ (CMP | {no['in']}) {self.w('(')} one::_ {self.w(')')}"
-        out += [self.rule("hpred", hpred), self.rule("hconds", [f"hpred::_ ({joiner} hpred::_){{0,2}}", f"{hsub} ({joiner} hpred::_)? %if {room}"])]
+        out += [
+            self.rule("hpred", hpred),
+            self.rule("hconds", [f"hpred::_ ({joiner} hpred::_){{0,2}}", f"{hsub} ({joiner} hpred::_)? %if {room}"]),
+        ]
         return out
 
     def subqueries(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Prompts of the sql task: the schema, the values found in the question, the question.
 
-Does: write the messages in both dialects. Does not: link values (`link.py`), write answers (`dialect.py`) or grammars (`grammar.py`).
+Does: write the messages in both dialects.
+Does not: link values (`link.py`), write answers (`dialect.py`) or grammars (`grammar.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ LAYOUT = Layout()
 SYSTEM = (
     "You translate questions into SQLite. Answer with exactly one SELECT statement over the given schema and nothing else: "
     "no explanation, no code fence, no semicolon. Write table and column names in double quotes, exactly as in the schema; "
-    "in a query over several tables write every column as \"table\".\"column\". Copy values as the question or the schema spells them."
+    'in a query over several tables write every column as "table"."column". '
+    "Copy values as the question or the schema spells them."
 )
 
 
