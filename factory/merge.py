@@ -71,6 +71,14 @@ def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path) -> MergeRepo
     return report
 
 
+def name_base(adapter_dir: Path, name: str, revision: str | None = None) -> None:
+    """Write down which model an adapter belongs to: a hub name and commit, or a directory (relative ones from `adapter_dir`)."""
+    path = adapter_dir / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.update(base_model_name_or_path=name, revision=revision)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def _has_tokenizer(directory: Path) -> bool:
     return (directory / "tokenizer.json").is_file()
 

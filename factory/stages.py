@@ -7,6 +7,7 @@ Does not: do the work itself; every stage calls the module named after it.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -258,7 +259,7 @@ class Stages:
     def finish(self, best: Path, base: Path, data: Data, teacher: str | None) -> None:
         """Merge, score on all validation questions, write card, answers, report and model card."""
         from agents.card import sha256_of_weights
-        from factory.merge import merge_adapter
+        from factory.merge import merge_adapter, name_base
         from factory.predictions import calibration, write_predictions
         from factory.report import answered, write_model_card, write_report
 
@@ -271,6 +272,7 @@ class Stages:
             else:
                 merge_adapter(base, best, staged)
                 shutil.copytree(best, staged / "adapter")
+                name_base(staged / "adapter", *self._base_name(base))
             shutil.rmtree(run.model, ignore_errors=True)
             staged.rename(run.model)
         with opened(run.model) as model:
@@ -289,6 +291,14 @@ class Stages:
             write_model_card(run.path)
         (run.path / "student.part.jsonl").unlink(missing_ok=True)
         run.remember(finished=True)
+
+    def _base_name(self, base: Path) -> tuple[str, str | None]:
+        """How an adapter names its base so that it is found again: within the run, on the hub, or where it lies."""
+        if base.resolve().is_relative_to(self.path.resolve()):
+            return os.path.relpath(base.resolve(), self.run.adapter.resolve()), None
+        if self.student.kind == "hub":
+            return self.student.model_id, self.student.revision or None
+        return str(base.resolve()), None
 
     def _card(self, base: Path, data: Data, teacher: str | None, calibrated: Calibration | None) -> Card:
         from agents.card import BaseEntry, CalibrationEntry, Card, DataEntry, ScoreEntry, program, sha256_of_weights

@@ -145,6 +145,9 @@ class TeacherPlan:
 def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | None = None) -> TeacherPlan:
     """Check a teacher against this machine. Raises TeacherError with one sentence; loads and downloads nothing."""
     scheme, _, rest = spec.partition(":")
+    if settings.method != "sft" and scheme in ("recorded", "templates", "http", "https", "gguf"):
+        raise TeacherError(f"--method {settings.method} needs every token's probabilities, which --teacher {spec!r} does not "
+                           "give: choose --method sft, or a teacher that runs here (a name, hub:ORG/NAME or ./DIR)")  # fmt: skip
     if scheme in ("recorded", "templates"):
         plan = _replayed(spec, scheme, rest)
     elif scheme in ("http", "https"):
@@ -163,9 +166,6 @@ def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | Non
         near = difflib.get_close_matches(spec, TEACHERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"
         raise TeacherError(f"unknown teacher {spec!r}{hint} choose from {', '.join(TEACHERS)}, or give {SPECS}")
-    if settings.method != "sft" and plan.kind != "local":
-        raise TeacherError(f"--method {settings.method} needs every token's probabilities, which --teacher {spec!r} does not "
-                           "give: choose --method sft, or a teacher that runs here (a name, hub:ORG/NAME or ./DIR)")  # fmt: skip
     if settings.teacher_bits is not None and plan.kind != "local":
         raise TeacherError(f"--teacher-bits {settings.teacher_bits} is for weights loaded here, and --teacher {spec!r} has none: "
                            "leave it away, or give a name, hub:ORG/NAME or ./DIR")  # fmt: skip

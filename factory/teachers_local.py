@@ -79,6 +79,8 @@ def load(location: str, bits: int, device: str, revision: str | None = None, own
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from factory.train import quiet
+
     revision = None if Path(location).is_dir() else revision
     config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     ready = getattr(config, "quantization_config", None) is not None
@@ -86,9 +88,10 @@ def load(location: str, bits: int, device: str, revision: str | None = None, own
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": place}
     if bits == 4 and not ready:
         options["quantization_config"] = nf4_with_experts()
-    model = AutoModelForCausalLM.from_pretrained(
-        location, revision=revision, config=config, use_safetensors=True, trust_remote_code=False, **options
-    )
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            location, revision=revision, config=config, use_safetensors=True, trust_remote_code=False, **options
+        )
     model.train(False)
     if bits == 4 and not ready:
         check_quantized(model)

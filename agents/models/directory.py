@@ -34,7 +34,7 @@ def check_directory(path: str) -> tuple[str, Path | None]:
         raise ModelError(f"{adapter_config}: cannot be read ({error}); train the adapter again") from None
     if not base:
         raise ModelError(f"{adapter_config}: names no base model; set base_model_name_or_path")
-    beside = next((place for place in (Path(base), directory / base) if place.is_dir()), None)
+    beside = next((place for place in (directory / base, Path(base)) if place.is_dir()), None)
     if beside is not None:
         _check_weights(beside)
         return str(beside), directory
