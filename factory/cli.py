@@ -14,7 +14,9 @@ from pathlib import Path
 
 USER_ERROR, STOPPED, INTERRUPTED = 2, 3, 130
 
-_DISK_FULL = ("No space left on device", "database or disk is full", "Disk quota exceeded")
+_DISK_FULL = ("No space left on device", "database or disk is full", "Disk quota exceeded",
+              "inline_container.cc", "basic_ios::clear")  # fmt: skip
+"""Said when a disk is full; the last two by torch.save, whose writer knows no errno."""
 _OS_ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and give the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and give the same command again",

@@ -53,11 +53,11 @@ class RunDir:
         Raises SettingsError when it holds other settings, is in use, cannot be written or lacks space.
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(path).free
+            free = shutil.disk_usage(next(part for part in (path, *path.absolute().parents) if part.exists())).free
             if free < need_bytes:
                 raise SettingsError(f"{path}: needs {need_bytes / 1e9:.1f} GB of free disk and has {free / 1e9:.1f} GB; "
                                     "free some, or give --out on another disk")  # fmt: skip
+            path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             if force and (path / "config.toml").exists() and differences(path / "config.toml", settings):
                 path.rename(aside := _free_name(path))

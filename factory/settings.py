@@ -29,7 +29,7 @@ class SettingsError(Exception):
 class DataSettings(BaseModel):
     """Which data: shared by every command."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     task: str = "sql"
     """task to learn; `python -m factory.tasks` lists them"""
@@ -138,6 +138,11 @@ class DistillSettings(StudentSettings):
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
+        if self.db is not None and self.questions is None and self.teacher.split(":")[0] == "recorded":
+            raise ValueError(
+                f"--teacher {self.teacher!r} has no answers for {self.db}: give --questions with their sql, --teacher templates "
+                "(questions in plain words, no model), or a teacher that is a model"
+            )
         if self.method != "sft" and self.teacher.split(":")[0] in ("recorded", "templates"):
             raise ValueError(
                 f"--method {self.method} needs a teacher that gives probabilities; --teacher {self.teacher!r} only replays text: "
