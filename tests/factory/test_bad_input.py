@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -314,10 +315,8 @@ def test_a_place_that_cannot_be_written(refused, shop, tmp_path, out, says):
     assert file.read_text() == "mine"
 
 
-def test_a_directory_without_permission(shop, tmp_path):
+def test_a_directory_without_permission():
     """As somebody else where this is root, whom modes do not bind."""
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
     program = (
         "import os, sys\n"
         "from factory.cli import run_cli\nfrom factory import distill\n"
@@ -325,18 +324,18 @@ def test_a_directory_without_permission(shop, tmp_path):
         "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "raise SystemExit(run_cli(distill.main, sys.argv[1:]))\n"
     )
-    for part in (tmp_path, *tmp_path.parents):
-        if part.stat().st_uid == os.getuid() and part != locked and str(part).startswith(str(tmp_path.parents[1])):
-            part.chmod(part.stat().st_mode | 0o055)
-    public = tmp_path / "public"
-    public.mkdir(mode=0o755)
-    source = make_shop(public).source
-    done = subprocess.run([sys.executable, "-c", program, *source, "--out", str(locked / "run")], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2], env={**os.environ, "HF_HOME": str(public)})  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert "no permission to write there; give a writable --out" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert list(locked.iterdir()) == []
+    with tempfile.TemporaryDirectory() as name:  # not pytest's own, which nobody else may enter
+        place = Path(name)
+        place.chmod(0o755)
+        locked = place / "locked"
+        locked.mkdir(mode=0o555)
+        line = [sys.executable, "-c", program, *make_shop(place).source, "--out", str(locked / "run")]
+        environment = {**os.environ, "HF_HOME": name}
+        done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment)
+        assert done.returncode == 2, done.stderr
+        assert "no permission to write there; give a writable --out" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert list(locked.iterdir()) == []
 
 
 # --- another run ------------------------------------------------------------------------------------------------------
