@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from agents.chat import ModelError
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
 from factory.processes import Order, Team, team
+from factory.questions import keep_proven, make_questions
 from factory.remembered import RememberedTeacher
 from factory.settings import DistillSettings, SettingsError, build, parse
 from factory.stages import Data, Stages, print_outcome, shuffled
@@ -65,16 +67,18 @@ def _lead(settings: DistillSettings, listener: Listener | None, processes: Team)
         sys.stdout.write(plan_text(settings, stages, plan))
         return None
     with stages.claimed() as run_dir, Ledger(run_dir.ledger) as ledger:
+        if plan is not None and stages.makes_questions and not stages.made_questions.exists():
+            with closing(open_teacher(plan)) as teacher:
+                make_questions(stages, settings, teacher, plan, ledger)
         data = stages.load_data()
         base = stages.prepare_student(data)
         if plan is not None and not run_dir.rows.exists():
-            teacher = open_teacher(plan, [*data.train, *data.validation])
-            try:
+            with closing(open_teacher(plan, [*data.train, *data.validation])) as teacher:
                 gate(stages, settings, RememberedTeacher(teacher, plan, ledger, "gate"), plan, base, data)
                 ask(stages, settings, teacher, plan, ledger, data)
-            finally:
-                teacher.close()
             select(stages, plan, ledger, data)
+        if stages.makes_questions:
+            keep_proven(stages, ledger, data)
         rows = stages.read_rows()
         more = store_probabilities(stages, settings, plan, base, rows) if plan is not None else {}
         order = None if plan is None else {"teacher": asdict(plan)}
@@ -117,7 +121,8 @@ def ask(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: Tea
     """The teacher's answers to every training question, verified, into the ledger."""
     from factory.generate import generate
 
-    stats = generate(stages.task, data.train, teacher, plan, ledger, settings, stages.events)
+    checked = data.validation if stages.makes_questions else []
+    stats = generate(stages.task, [*data.train, *checked], teacher, plan, ledger, settings, stages.events)
     if stats.stopped is not None:
         raise RunStopped(f"{stats.message}; {stats.answered + stats.reused:,} answers are kept, the same command continues")
 

@@ -12,7 +12,7 @@ import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from agents.card import Card
     from factory.confidence import Calibration
     from factory.student import StudentPlan
+
+DRAFTS = 1000
+"""Queries sampled for a database without questions when --examples does not say how many."""
+HELD_OUT = 10
+"""Every tenth sampled query is for validation: no query stands in both parts."""
 
 
 @dataclass
@@ -122,6 +127,9 @@ class Stages:
 
     def read_data(self) -> Data:
         """Both splits; the training part cut to `examples` after a seeded shuffle, the other to what can be scored."""
+        if self._data is None and self.makes_questions and not self.made_questions.exists():
+            drafts = self.drafts()
+            return Data([e for e in drafts if e.split == "train"], [e for e in drafts if e.split == "xdev"])
         if self._data is None:
             train, train_card = self.task.load(self._source(self.settings.split, self.settings.examples))
             every, card = self.task.load(self._source(self.validation_split(), None))
@@ -132,14 +140,30 @@ class Stages:
             self._data = Data(train, validation, [train_card, card])
         return self._data
 
+    @property
+    def makes_questions(self) -> bool:
+        """Whether this run's questions are sampled from a database that came without any."""
+        return self.settings.db is not None and self.settings.questions is None
+
+    @property
+    def made_questions(self) -> Path:
+        return self.path / "questions.jsonl"
+
+    def drafts(self) -> list[Example]:
+        """Sampled queries in plain words, for the teacher to phrase; every tenth is for validation."""
+        wanted = self.settings.examples if self.settings.examples is not None else DRAFTS
+        found = self.task.drafts(self._source(self.settings.split, None), wanted, self.settings.seed)
+        return [replace(e, split="xdev" if i % HELD_OUT == 0 else "train") for i, e in enumerate(found)]
+
     def validation_split(self) -> str:
         """The split asked for, or the data set's own."""
         return self.settings.validation_split or self.task.validation_split(self._source(self.settings.split, None))
 
     def _source(self, split: str, limit: int | None) -> DataSource:
         s = self.settings
+        questions = self.made_questions if self.makes_questions and self.made_questions.exists() else s.questions
         return DataSource(
-            dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, questions=s.questions, limit=limit, seed=s.seed
+            dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, questions=questions, limit=limit, seed=s.seed
         )
 
     def summary(self) -> str:

@@ -114,6 +114,11 @@ class Task(Protocol):
         """Read examples; raises TaskError naming file and line."""
         ...
 
+    def drafts(self, source: DataSource, n: int, seed: int) -> list[Example]:
+        """Up to n examples made from the source alone (sql: sampled queries), their questions in stiff plain words, with
+        references; `extra["values"]` are texts a question must name. Raises TaskError where that cannot be done."""
+        ...
+
     def validation_split(self, source: DataSource) -> str:
         """The split of the same source that models are chosen and scored on when nobody names one."""
         ...

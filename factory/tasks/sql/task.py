@@ -41,6 +41,19 @@ class SqlTask:
     def load(self, source: DataSource) -> tuple[list[Example], DatasetCard]:
         return sources.load(source)
 
+    def drafts(self, source: DataSource, n: int, seed: int) -> list[Example]:
+        from factory.tasks.sql.sampler import sample_queries
+
+        database = sources.open_database(source)
+        made = sample_queries(database, n, seed)
+        if not made:
+            raise TaskError(f"--db {source.db}: no query over its tables returns anything; check that they have rows")
+        return [
+            Example(f"{database.id}-{i}", query.english, database, database.id, query.sql, "",
+                    {"values": list(query.values), "template": query.template})
+            for i, query in enumerate(made)
+        ]  # fmt: skip
+
     def validation_split(self, source: DataSource) -> str:
         return sources.validation_split(source)
 
