@@ -39,7 +39,9 @@ def make_tables(directory: Path, train: int, held_out: int) -> Path:
     for split, n, pool in (("train", train, [item for item in asked if item not in held]), ("xdev", held_out, held)):
         tables, questions = [], []
         for number in range(-(-n // len(pool))):
-            rows = [[fruit, 3 + (i * 5 + number) % 11, ("red", "green", "blue")[(i + number) % 3]] for i, fruit in enumerate(FRUIT)]
+            rows = [
+                [fruit, 3 + (i * 5 + number) % 11, ("red", "green", "blue")[(i + number) % 3]] for i, fruit in enumerate(FRUIT)
+            ]
             name = f"{split}-{number}"
             tables.append({"id": name, "header": list(COLUMNS), "types": ["text", "real", "text"], "rows": rows})
             for column, question, fruit in pool:
@@ -64,9 +66,7 @@ def make_tokenizer(texts: Sequence[str], vocab: int = 1024, merges_from_the_end:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=list(CONTROL), initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(CONTROL), initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainer)
     if merges_from_the_end:
         state = json.loads(bpe.to_str())
