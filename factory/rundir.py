@@ -27,6 +27,10 @@ PASSING = frozenset({"out", "force", "dry_run", "in_flight", "budget_usd", "pric
 """Settings that may change between the first start of a run and its continuation."""
 
 
+BEGUN = frozenset({"lock", "config.toml.tmp", "moved-aside.txt"})
+"""All that a run killed at its very start can hold."""
+
+
 class RunDir:
     """Paths of one run and its lock. Use `claim`; close it (or end the process) to let another process continue the run."""
 
@@ -58,6 +62,8 @@ class RunDir:
                 raise SettingsError(f"{path}: needs {need_bytes / 1e9:.1f} GB of free disk and has {free / 1e9:.1f} GB; "
                                     "free some, or give --out on another disk")  # fmt: skip
             path.mkdir(parents=True, exist_ok=True)
+            if not (path / "config.toml").exists() and (other := {part.name for part in path.iterdir()} - BEGUN):
+                raise SettingsError(f"{path}: holds {min(other)!r} and is no run; give an --out that is new or empty")
             lock = _lock(path)
             if force and (path / "config.toml").exists() and differences(path / "config.toml", settings):
                 path.rename(aside := _free_name(path))
@@ -78,8 +84,17 @@ class RunDir:
                 more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
                 raise SettingsError(f"{path}: made with {name.replace('_', '-')} = {old!r}, now {new!r}{more}; "
                                     "give another --out, or --force to move the old run aside")  # fmt: skip
+        run.sweep()
         run.write(run.config, to_toml(settings))
         return run
+
+    def sweep(self) -> None:
+        """Remove what a killed process had not finished writing: every such file or directory ends in .tmp."""
+        for left in [*self.path.rglob("*.tmp")]:
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     def write(self, path: Path, text: str) -> None:
         """Write a text file whole or not at all."""
