@@ -122,15 +122,14 @@ def test_single_form_copies_only_from_the_question() -> None:
     assert accepts(empty, "<max><c1>") and not accepts(empty, "<max><c2>")
 
 
-def bpe(texts: list[str], dialect: Dialect) -> tuple[Engine, int]:
+def trained_tokenizer(texts: list[str], dialect: Dialect) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2_000, initial_alphabet=alphabet, show_progress=False))
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in special_tokens(dialect)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-    return Engine(fast), fast.eos_token_id
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
 
 
 def worlds(shared_data: Path | None) -> list[Example]:
@@ -172,7 +171,8 @@ def test_random_weights_write_nothing_but_sql_over_the_schema(
     examples = worlds(shared)
     assert len({example.context_id for example in examples}) == 50
     texts = ["\n".join(m.content for m in render_prompt(e.context, e.question, (), dialect)) for e in examples]
-    engine, eos = bpe(texts, dialect)
+    tokenizer = trained_tokenizer(texts, dialect)
+    engine, eos = Engine(tokenizer), tokenizer.eos_token_id
     rng, task = np.random.default_rng(0), SqlTask()
     for i in range(walks):
         example = examples[i % len(examples)]
@@ -190,3 +190,39 @@ def test_a_schema_of_many_tables_still_names_only_what_exists() -> None:
     grammar = constraint(big, "which a?", [], "plain")
     assert accepts(grammar, 'SELECT "t29"."b29" FROM "t29" JOIN "t3" ON "t29"."a" = "t3"."a"')
     assert not accepts(grammar, 'SELECT "t29"."b28" FROM "t29"')
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_real_random_model_writes_only_sql(dialect: Dialect) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from agents.chat import Request, Sampling, answer
+    from agents.models.hf import TransformersModel
+    from factory.tasks.sql.database import Database
+
+    examples = list({example.context_id: example for example in load(DataSource(split="xdev"))[0]}.values())[:12]
+    concerts = Database.from_schema(CONCERTS)
+    examples += [Example(f"c{i}", f"Which singer from France is over {i}?", concerts, "concerts") for i in range(12)]
+    task = SqlTask()
+    prompts = [render_prompt(example.context, example.question, task.matches(example), dialect) for example in examples]
+    tokenizer = trained_tokenizer(["\n".join(message.content for message in prompt) for prompt in prompts], dialect)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = TransformersModel(LlamaForCausalLM(config), tokenizer)
+    requests = [
+        Request(
+            messages=prompt,
+            sampling=Sampling(temperature=1.0, max_tokens=1_500, seed=i),
+            constraint=constraint(example.context, example.question, task.matches(example), dialect),
+        )
+        for i, (example, prompt) in enumerate(zip(examples, prompts, strict=True))
+    ]
+    replies = answer(model, requests)
+    finished = [(e, reply.text) for e, reply in zip(examples, replies, strict=True) if reply.stop_reason != "length"]
+    assert not [reply.error for reply in replies if reply.error] and len(finished) >= 20
+    for example, text in finished:
+        check(decode(example.context, example.question, task.matches(example), text, dialect), example.context.schema)
