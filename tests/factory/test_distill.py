@@ -182,53 +182,6 @@ def test_wikisql_from_the_command_line(tmp_path):
     assert {entry.license for entry in card.data} == {"BSD-3-Clause (questions), MIT and CC BY-SA (rows)"}
 
 
-# --- Python calls -----------------------------------------------------------------------------------------------------
-
-
-def test_the_python_calls_work_again_and_again(shop, tmp_path):
-    heard: list[str] = []
-    with serve(shop.answers()) as server:
-        same = {"db": shop.db, "questions": shop.questions, "validation": 2, "final": 2, "gate": 2, "checkpoints": 1, "epochs": 1}
-        for name in ("one", "two"):
-            made = factory.distill(listener=lambda event: heard.append(event["kind"]), teacher=server.spec, out=tmp_path / name,
-                                   **same)  # fmt: skip
-            assert made == tmp_path / name
-        assert set(server.calls.values()) == {2}
-        assert factory.distill(teacher=server.spec, out=tmp_path / "one", **same) == tmp_path / "one"
-        assert set(server.calls.values()) == {2}
-    tuned = factory.finetune(out=tmp_path / "tuned", **same)
-    assert {"start", "progress", "metric", "drop", "end"} <= set(heard)
-    assert (tmp_path / "one" / "train.jsonl").read_bytes() == (tmp_path / "two" / "train.jsonl").read_bytes()
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("one", "two")]
-    assert weights[0] == weights[1]
-    assert tuned is not None
-    assert len(lines(tuned / "train.jsonl")) == 24
-    assert {row["source"] for row in lines(tuned / "train.jsonl")} == {"labels"}
-    assert set(json.loads((tuned / "scores.json").read_text())) == {"untrained", "student"}
-    assert Card.load(tuned / "model").teacher is None
-    assert gather(tuned).missing == {"ledger.sqlite": "not there"}
-
-
-def test_an_unknown_setting_of_the_python_call_names_the_known_ones():
-    from factory.settings import SettingsError
-
-    with pytest.raises(SettingsError, match=r"unknown setting 'studnet'; did you mean 'student'\? known ones: .*teacher"):
-        factory.distill(studnet="scratch:tiny")
-
-
-@pytest.mark.parametrize("adapter", ["lora"])
-def test_an_adapter_is_merged_and_kept(shop, tmp_path, adapter):
-    made = factory.finetune(db=shop.db, questions=shop.questions, adapter=adapter, rank=4, epochs=1, batch=8, validation=2,
-                            final=2, gate=2, checkpoints=1, out=tmp_path / "run")  # fmt: skip
-    assert made is not None
-    assert {"adapter_config.json", "adapter_model.safetensors", "card.json"} <= {
-        p.name for p in (made / "model/adapter").iterdir()
-    }
-    card = Card.load(made / "model")
-    assert card.adapter_sha256 is not None
-    assert Card.load(made / "model" / "adapter").weights_sha256 == card.weights_sha256
-
-
 # --- dry runs ---------------------------------------------------------------------------------------------------------
 
 

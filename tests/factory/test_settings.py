@@ -57,7 +57,13 @@ def test_every_setting_is_an_option_with_help(cls):
 
 def test_settings_written_as_toml_are_read_back(tmp_path):
     made = DistillSettings(
-        db=Path('odd "name" \\ ü.sqlite'), minutes=7, learning_rate=1e-5, dry_run=True, adapter="lora", epochs=0.5
+        db=Path('odd "name" \\ ü.sqlite'),
+        questions=Path("q.jsonl"),
+        minutes=7,
+        learning_rate=1e-5,
+        dry_run=True,
+        adapter="lora",
+        epochs=0.5,
     )
     file = tmp_path / "config.toml"
     file.write_text(to_toml(made), encoding="utf-8")
