@@ -249,9 +249,22 @@ def prepare_student(
     into the user's turn.
     """
     if plan.kind == "scratch":
-        return write_scratch(plan.model_id, corpus, special_tokens, out_dir, seed, tokenizer)
+        made = write_scratch(plan.model_id, corpus, special_tokens, out_dir, seed, tokenizer)
+        if tokenizer is not None:
+            _check_kept(tokenizer, made, plan.spec)
+        return made
     directory = Path(plan.model_id) if plan.kind == "directory" else _download(plan)
     return _with_system_turns(directory, out_dir, plan.spec)
+
+
+def _check_kept(tokenizer: Any, directory: Path, spec: str) -> None:
+    """Model types decide how transformers reads a tokenizer's files: the student's must still read them as the teacher's does."""
+    from factory.tokenizer_match import compare_tokenizers
+    from factory.train import load_tokenizer
+
+    report = compare_tokenizers(tokenizer, load_tokenizer(directory))
+    if not report.agree:
+        raise StudentError(f"student {spec!r} cannot keep its teacher's tokenizer: {report}; choose --method sft")
 
 
 def _download(plan: StudentPlan) -> Path:

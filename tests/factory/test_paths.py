@@ -1,4 +1,4 @@
-"""The main job from end to end with tiny models of the real classes: every method, every adapter, teachers that know something."""
+"""The main job from end to end with tiny models of the real classes: every method, every adapter, teachers that can teach."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ def test_four_bits_are_asked_for_and_measured(
     stored = json.loads((run / "state.json").read_text())["topk"]
     assert 4 * 32 < stored["bytes_per_token"] < 4 * 32 + 8
     rows = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
-    assert len(rows) == len(judged(run)) == QUESTIONS and {row["source"] for row in rows} == {"model"}
+    verdicts = [reason for reason, _ in judged(run)]
+    assert len(verdicts) == QUESTIONS and len(rows) == verdicts.count("ok") > QUESTIONS / 2
+    assert {row["source"] for row in rows} == {"model"}
 
 
 def test_teachers_without_probabilities_are_refused_before_anything(world: World, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ TEMPLATE = (
     "{%- if message['role'] == 'assistant' -%}{{- '</s>' -}}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-CONTROL = ("</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>")
+CONTROL = ("</s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>")
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""Qwen2's way of splitting text: transformers gives it to every directory whose model type is qwen2, whatever its files say."""
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "max_position_embeddings": 2048, "initializer_range": 0.1}  # fmt: skip
 
@@ -59,11 +61,13 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def make_tokenizer(texts: Sequence[str], vocab: int = 1024, merges_from_the_end: bool = False) -> Any:
     """A byte-level BPE with `TEMPLATE`; `merges_from_the_end` keeps entries and ids and turns the order of merges around."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.normalizer = normalizers.NFC()
+    parts = [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(parts)
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(CONTROL), initial_alphabet=alphabet, show_progress=False)
@@ -73,8 +77,8 @@ def make_tokenizer(texts: Sequence[str], vocab: int = 1024, merges_from_the_end:
         state["model"]["merges"].reverse()
         bpe = Tokenizer.from_str(json.dumps(state))
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>", extra_special_tokens=list(CONTROL[2:]), chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=bpe, eos_token="</s>", pad_token="<|endoftext|>", extra_special_tokens=list(CONTROL[2:]),
+        chat_template=TEMPLATE, clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 
