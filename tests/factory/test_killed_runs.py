@@ -20,6 +20,8 @@ import pytest
 from agents.card import Card
 from factory import events
 from factory.ledger import Ledger
+from factory.tasks import get_task
+from factory.tasks.task import DataSource
 from tests.factory.shop import Shop, make_shop, serve
 from tests.openai_server import OpenAIServer
 
@@ -221,3 +223,29 @@ def test_killed_at_twenty_random_moments(shop, undisturbed, tmp_path):
         repeats = sum(count - 1 for count in server.calls.values())
     print(f"killed 20 times: {dict(struck)}; {repeats} calls in flight at a kill were asked again")
     assert len(struck) >= 8
+
+
+@pytest.mark.slow
+def test_killed_while_questions_are_made(shop, tmp_path):
+    """A database without questions: killed while the teacher phrases sampled queries, and while it answers its own questions."""
+    run_dir, task = tmp_path / "run", get_task("sql")
+    drafts = task.drafts(DataSource(db=shop.db), 60, 0)
+    gated = 6  # every tenth is for validation: asked once by the gate, and once more to prove it
+    said = {draft.question: draft.question for draft in drafts}
+    said |= {task.messages(draft, "plain")[-1].content: draft.reference for draft in drafts}
+    with serve(said, latency_s=0.1) as server:
+        line = ("--teacher", server.spec, "--db", str(shop.db), "--examples", "60", *OPTIONS, "--out", str(run_dir))
+        killer = Killer(server, line, run_dir)
+        killer.until(started("phrase", 10))
+        killer.until(started("phrase", 40))
+        killer.until(started("generate", 10))
+        killer.finish()
+        again = sum(count - 1 for count in server.calls.values())
+        with Ledger(run_dir / "ledger.sqlite") as ledger:
+            assert ledger.totals().calls == len(server.calls) + gated
+    assert again <= gated + IN_FLIGHT * len(killer.kills)
+    made = [json.loads(text) for text in (run_dir / "questions.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in made] == [draft.question for draft in drafts]
+    rows = [json.loads(text) for text in (run_dir / "train.jsonl").read_text().splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows) >= 20
+    assert Card.load(run_dir / "model").teacher == "tiny"
