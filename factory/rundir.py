@@ -84,8 +84,12 @@ class RunDir:
                 more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
                 raise SettingsError(f"{path}: made with {name.replace('_', '-')} = {old!r}, now {new!r}{more}; "
                                     "give another --out, or --force to move the old run aside")  # fmt: skip
-        run.sweep()
-        run.write(run.config, to_toml(settings))
+        try:
+            run.sweep()
+            run.write(run.config, to_toml(settings))
+        except BaseException:
+            run.close()
+            raise
         return run
 
     def sweep(self) -> None:

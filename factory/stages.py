@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,12 +88,11 @@ class Stages:
     def claimed(self) -> Iterator[RunDir]:
         """The run directory, locked, with its event log open."""
         self.run = RunDir.claim(self.path, self.settings, force=self.settings.force)
-        self.events = EventLog(self.run.events, self.listener)
-        try:
-            yield self.run
-        finally:
-            self.events.close()
-            self.run.close()
+        # On a full disk even closing the log raises; the lock is let go all the same.
+        with closing(self.run):
+            self.events = EventLog(self.run.events, self.listener)
+            with closing(self.events):
+                yield self.run
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
