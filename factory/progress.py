@@ -188,4 +188,6 @@ def _amount(value: float) -> str:
 
 
 def _join(numbers: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {f'{value:.4g}' if abs(value) < 1e4 else f'{value:,.0f}'}" for name, value in numbers.items()
+    )

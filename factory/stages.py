@@ -115,6 +115,8 @@ class Stages:
             data = self.read_data()
             for card in data.cards:
                 for reason, n in card.skipped.items():
+                    if reason.startswith("split-"):  # not lost: it belongs to the other part
+                        continue
                     stage.drop(f"{card.split}: {reason}", n)
             stage.metric(train=len(data.train), validation=len(data.validation))
         for card, old in zip(data.cards, self.run.recall().get("data", ())):
