@@ -167,6 +167,9 @@ def next_command(facts: RunFacts) -> str:
     for name in ("dataset", "data_dir", "db", "questions"):
         if facts.config.get(name) is not None:
             parts += ["--" + name.replace("_", "-"), shlex.quote(str(facts.config[name]))]
+    made = facts.run_dir / "questions.jsonl"
+    if facts.config.get("db") is not None and facts.config.get("questions") is None and made.exists():
+        parts += ["--questions", shlex.quote(str(made))]  # the database came without any; these were made for it
     if facts.config.get("db") is not None and facts.card is not None and "student" in facts.card.scores:
         parts += ["--split", facts.card.scores["student"].split]  # without it, the questions trained on are scored too
     return " ".join([*parts, "--json", shlex.quote(str(facts.run_dir / "scores-again.json"))])
