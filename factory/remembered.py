@@ -6,7 +6,7 @@ Does not: judge answers or stop at a budget (`ask.py` does, for the training que
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from agents.chat import ChatModel, Reply, Request
 from factory.ledger import Answer, Ledger, from_reply
@@ -19,6 +19,12 @@ class RememberedTeacher:
     def __init__(self, teacher: ChatModel, plan: TeacherPlan, ledger: Ledger, purpose: str) -> None:
         self.teacher, self.plan, self.ledger, self.purpose = teacher, plan, ledger, purpose
         self.name = teacher.name
+
+    @property
+    def unconstrained(self) -> Mapping[str, int]:
+        """Requests that the teacher had to send without their grammar, by kind of constraint."""
+        counted: Mapping[str, int] = getattr(self.teacher, "unconstrained", {})
+        return counted
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """As `ChatModel.generate`; equal requests in one batch are asked once each time they are new."""
