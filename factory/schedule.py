@@ -49,6 +49,7 @@ class Schedule:
     spent_s: float = 0.0
     """Seconds used by earlier processes of this run."""
     resumed: bool = field(default=False)
+    """Whether an earlier process fitted it to the minutes: that fit stays."""
 
     @classmethod
     def open(cls, path: Path | None, planned: int, warmup_share: float, decay: Decay) -> Schedule:
@@ -58,7 +59,7 @@ class Schedule:
             stored = json.loads(path.read_text(encoding="utf-8"))
             fits = [Fit(**fit) for fit in stored["fits"]]
             if fits[0].total == planned and stored["decay"] == decay and stored["warmup_share"] == warmup_share:
-                return cls(fits, warmup_share, decay, path, stored["spent_s"], True)
+                return cls(fits, warmup_share, decay, path, stored["spent_s"], len(fits) > 1)
         return cls([first], warmup_share, decay, path)
 
     @property

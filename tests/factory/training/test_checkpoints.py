@@ -83,6 +83,10 @@ def test_fits_are_remembered(tmp_path: Path) -> None:
     assert schedule.total == 1000
     schedule.fit(120, 3)
     assert schedule.total == 121
+    unfitted = Schedule.open(tmp_path / "early.json", 1000, 0.05, "linear")
+    unfitted.save(90.0)  # saved, then killed before the speed was known: the next process fits it
+    again = Schedule.open(tmp_path / "early.json", 1000, 0.05, "linear")
+    assert not again.resumed and again.spent_s == 90.0
     assert not Schedule.open(path, 900, 0.05, "linear").resumed, "another plan is another schedule"
 
 
