@@ -217,7 +217,7 @@ class _Seen:
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Write all rows or none: a temporary file beside `path`, flushed to disk, then renamed over it."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + ".tmp")
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
