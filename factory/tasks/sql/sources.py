@@ -6,7 +6,6 @@ Does not: read rows itself (`wikisql.py`, `spider.py`) or make questions for a d
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -113,9 +112,3 @@ def validation_split(source: DataSource) -> str:
     if name == "geography":
         return "dev"
     return "dev" if name != "wikisql" and "dev" in question_files(directory(source)) else "xdev"
-
-
-def fingerprint(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
