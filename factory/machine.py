@@ -6,6 +6,7 @@ Does: measure, read headers, ask with a short time-out. Does not: decide what is
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import shutil
@@ -201,7 +202,7 @@ def ping(url: str, model: str, timeout_s: float = 5.0) -> tuple[Literal["ok", "o
         names = [str(entry["id"]) for entry in listed["data"]]
     except urllib.error.HTTPError as error:
         return "unsure", f"status {error.code}"
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         return "unreachable", _short(getattr(error, "reason", error))
     except (ValueError, KeyError, TypeError):
         return "unsure", "no model list"
