@@ -53,7 +53,7 @@ class Stage:
 
 
 class EventLog:
-    """Append-only log; `path` None keeps events in memory only (`events`). Safe after a kill: a torn last line is skipped by `read`."""
+    """Append-only log; `path` None keeps events in memory only (`events`). After a kill, `read` skips a torn last line."""
 
     def __init__(self, path: Path | None = None, listener: Listener | None = None) -> None:
         self.path, self.listener = path, listener
