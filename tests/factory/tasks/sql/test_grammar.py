@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from agents.constrain import Engine, accepts
+from factory.tasks.sql.database import Database
 from factory.tasks.sql.dialect import decode, encode, special_tokens
 from factory.tasks.sql.grammar import constraint, max_completion_tokens
 from factory.tasks.sql.prompt import render_prompt
@@ -141,6 +142,8 @@ def worlds(shared_data: Path | None) -> list[Example]:
         small = {e.context_id: e for e in spider if len(e.context.schema.tables) <= 20}
         chosen += list(small.values())[::5][:25]
         chosen += load(DataSource(dataset="geography", data_dir=shared_data / "geography", split="train", limit=1))[0]
+    else:
+        chosen.append(Example("concerts", "which singers are older than 30", Database.from_schema(CONCERTS), "concerts"))
     return chosen
 
 
