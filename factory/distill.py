@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 from agents.chat import ModelError
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
+from factory.outcome import print_outcome
 from factory.processes import Order, Team, team
 from factory.questions import keep_proven, make_questions
 from factory.remembered import RememberedTeacher
 from factory.settings import DistillSettings, SettingsError, build, parse
-from factory.stages import Data, Stages, print_outcome, shuffled
+from factory.stages import Data, Stages, shuffled
 from factory.stages import opened as opened_model
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def gate(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: Te
             raise RunStopped(f"{error}; the same command continues, --force counts such questions as wrong") from None
     scores = stages.scores()
     taught, born = scores["teacher"]["score"], scores["untrained"]["score"]
+    kept = ("score", "low", "high", "n")
+    stages.run.remember(gate={name: {key: scores[name][key] for key in kept} for name in ("teacher", "untrained")})
     if taught <= born and not settings.force:
         raise RunStopped(f"teacher {settings.teacher} answers {taught:.1%} and the untrained student {born:.1%} of {len(sample)} "
                          "validation questions: it has nothing to teach; choose a better --teacher, or --force")  # fmt: skip
@@ -128,13 +131,12 @@ def ask(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: Tea
 
 
 def select(stages: Stages, plan: TeacherPlan, ledger: Ledger, data: Data) -> None:
-    """Verified, distinct rows that share nothing with the validation questions, into train.jsonl."""
+    """Verified, distinct rows that share nothing with the source's other splits, into train.jsonl."""
     from factory.rows import select_rows
 
-    kept = select_rows(stages.task, data.train, ledger, data.validation, stages.student.dialect, stages.events,
+    kept = select_rows(stages.task, data.train, ledger, data.held_out, stages.student.dialect, stages.events,
                        path=stages.run.rows, teacher=plan.name)  # fmt: skip
     if not kept.rows:
-        stages.run.rows.unlink(missing_ok=True)
         raise RunStopped(f"not one of {len(data.train):,} answers could be kept ({dict(kept.drops)}); "
                          f"read {stages.run.ledger} and choose another --teacher")  # fmt: skip
 

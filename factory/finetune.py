@@ -16,9 +16,10 @@ from typing import Any
 
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
+from factory.outcome import print_outcome
 from factory.processes import Team, team
 from factory.settings import FinetuneSettings, build, parse
-from factory.stages import Data, Stages, opened, print_outcome, shuffled
+from factory.stages import Data, Stages, opened, shuffled
 
 LABELS = "labels"
 """Where a teacher's name would stand."""
@@ -59,10 +60,9 @@ def _lead(settings: FinetuneSettings, listener: Listener | None, processes: Team
                 sample = shuffled(data.validation, settings.seed)[: settings.gate]
                 stages.score("untrained", untrained, sample, stages.student.dialect, stages.size_bytes(base))
         if not run_dir.rows.exists():
-            kept = select_rows(stages.task, data.train, None, data.validation, stages.student.dialect, stages.events,
+            kept = select_rows(stages.task, data.train, None, data.held_out, stages.student.dialect, stages.events,
                                path=run_dir.rows)  # fmt: skip
             if not kept.rows:
-                run_dir.rows.unlink(missing_ok=True)
                 raise RunStopped(
                     f"not one of {len(data.train):,} rows could be kept ({dict(kept.drops)}); check the questions file"
                 )

@@ -39,7 +39,7 @@ def make_questions(stages: Stages, settings: DistillSettings, teacher: ChatModel
 def keep_proven(stages: Stages, ledger: Ledger, data: Data) -> None:
     """Leave out validation questions whose independent answer by the teacher disagreed with the sampled query."""
     verdicts = ledger.verdicts()
-    kept = [e for e in data.validation if e.id not in verdicts or any(v.ok for v in verdicts[e.id])]
+    kept = [e for e in data.validation if any(v.ok for v in verdicts.get(e.id, ()))]
     lost = len(data.validation) - len(kept)
     if lost:
         with stages.events.stage("questions") as stage:
@@ -48,3 +48,5 @@ def keep_proven(stages: Stages, ledger: Ledger, data: Data) -> None:
         raise RunStopped(f"the teacher answered none of its {lost} validation questions as they were meant; choose another "
                          "--teacher, or give --questions")  # fmt: skip
     data.validation[:] = kept
+    card = data.cards[1]
+    data.cards[1] = card.model_copy(update={"n": len(kept), "skipped": {**card.skipped, "teacher disagrees": lost}})

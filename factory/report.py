@@ -120,6 +120,11 @@ def summary(facts: RunFacts) -> list[str]:
         f"The student{name} answers {percent(score)} of {student['n']:,} questions correctly "
         f"({student['metric']}, {student['decoding']}; 95 % interval {percent(low)} to {percent(high)})."
     ]
+    judges = min(int(facts.config.get("validation", 0)), student["n"])
+    if judges and len(facts.step_scores) > 1:
+        out.append(
+            f"Of these questions {judges:,} also chose among {len(facts.step_scores)} checkpoints: the score leans up a little."
+        )
     if untrained := facts.scores.get("untrained"):
         if low > untrained["high"]:
             out.append(f"Untrained it answered {_of(untrained, student)}: training is what made the difference.")

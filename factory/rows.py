@@ -54,7 +54,7 @@ def select_rows(
     path: Path | None = None,
     teacher: str | None = None,
 ) -> Selection:
-    """Rows to train on, in `dialect`, written to `path` (JSON lines) in one step when given.
+    """Rows to train on, in `dialect`, written to `path` (JSON lines) in one step when given and any.
 
     Answers come from `ledger` (of `teacher`, or of all), or, with `ledger` None, are the examples' own references. The same
     input gives the same bytes. Raises LedgerError when drops cannot be stored, OSError when `path` cannot be written.
@@ -86,7 +86,7 @@ def select_rows(
         for reason, n in out.drops.most_common():
             stage.drop(reason, n)
         stage.metric(examples=len(examples), rows=len(out.rows), dropped=len(lost))
-        if path is not None:
+        if path is not None and out.rows:
             write_jsonl(path, out.rows)
     return out
 

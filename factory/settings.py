@@ -138,6 +138,11 @@ class DistillSettings(StudentSettings):
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
+        if self.db is not None and self.questions is None and (self.split != "train" or self.validation_split is not None):
+            raise ValueError(
+                "--split and --validation-split choose among questions, and --db without --questions has none yet: "
+                "leave them out, or give --questions"
+            )
         if self.db is not None and self.questions is None and self.teacher.split(":")[0] == "recorded":
             raise ValueError(
                 f"--teacher {self.teacher!r} has no answers for {self.db}: give --questions with their sql, --teacher templates "

@@ -42,6 +42,8 @@ class Data:
     train: list[Example]
     validation: list[Example]
     cards: list[DatasetCard] = field(default_factory=list)
+    held_out: list[Example] = field(default_factory=list)
+    """validation and every other split of the source: no training row may overlap them"""
 
 
 class Stages:
@@ -90,6 +92,7 @@ class Stages:
         self.run = RunDir.claim(self.path, self.settings, force=self.settings.force)
         # On a full disk even closing the log raises; the lock is let go all the same.
         with closing(self.run):
+            self._data = None  # what was read before may be of a run that has been moved aside
             self.events = EventLog(self.run.events, self.listener)
             with closing(self.events):
                 yield self.run
@@ -128,7 +131,7 @@ class Stages:
 
     def read_data(self) -> Data:
         """Both splits; the training part cut to `examples` after a seeded shuffle, the other to what can be scored."""
-        if self._data is None and self.makes_questions and not self.made_questions.exists():
+        if self._data is None and self.makes_questions and not self._made:
             drafts = self.drafts()
             return Data([e for e in drafts if e.split == "train"], [e for e in drafts if e.split == "xdev"])
         if self._data is None:
@@ -138,13 +141,19 @@ class Stages:
             if len(validation) < len(every):
                 lost = {**card.skipped, "no-reference": len(every) - len(validation)}
                 card = card.model_copy(update={"skipped": lost, "n": len(validation)})
-            self._data = Data(train, validation, [train_card, card])
+            others = self.task.others(self._source(self.settings.split, None))
+            self._data = Data(train, validation, [train_card, card], [*validation, *others])
         return self._data
 
     @property
     def makes_questions(self) -> bool:
         """Whether this run's questions are sampled from a database that came without any."""
         return self.settings.db is not None and self.settings.questions is None
+
+    @property
+    def _made(self) -> bool:
+        """Whether this run (not another one in the same place) has made its questions."""
+        return self.made_questions.exists() and self.earlier() is not None
 
     @property
     def made_questions(self) -> Path:
@@ -162,7 +171,7 @@ class Stages:
 
     def _source(self, split: str, limit: int | None) -> DataSource:
         s = self.settings
-        questions = self.made_questions if self.makes_questions and self.made_questions.exists() else s.questions
+        questions = self.made_questions if self.makes_questions and self._made else s.questions
         return DataSource(
             dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, questions=questions, limit=limit, seed=s.seed
         )
@@ -339,10 +348,14 @@ class Stages:
             name=self.path.name, task=self.task.name, task_version=self.task.version, dialect=self.student.dialect,
             prompt_template=f"{self.task.name}/{self.student.dialect}/{self.task.version}", constraint="lark",
             parser=f"{self.task.name}/{self.student.dialect}", stop=(), max_tokens=MAX_TOKENS,
-            base=BaseEntry(id=self.student.spec, sha256=sha256_of_weights(base)),
+            base=BaseEntry(
+                id=self.student.model_id if self.student.kind == "hub" else self.student.spec,
+                revision=self.student.revision or None,
+                sha256=None if self.student.kind == "scratch" else sha256_of_weights(base),
+            ),
             weights_sha256=sha256_of_weights(self.run.model),
             adapter_sha256=sha256_of_weights(self.run.adapter) if self.student.adapter != "none" else None,
-            teacher=teacher, license=None,
+            teacher=teacher, license=self.student.license if self.student.kind == "hub" else None,
             data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in data.cards),
             scores=scores, created_by=program(),
             calibration=() if calibrated is None else tuple(
@@ -368,31 +381,3 @@ def opened(directory: Path) -> Iterator[ChatModel]:
         yield model
     finally:
         model.close()
-
-
-def print_outcome(run_dir: Path) -> None:
-    """What a person wants to see at the end: scores, where the model lies, three answered questions, the next command."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from factory.facts import gather
-    from factory.progress import scores_table
-    from factory.report import next_command, summary
-
-    facts, console = gather(run_dir), Console()
-    console.print(scores_table(facts.scores))
-    for sentence in summary(facts):
-        console.print(sentence, markup=False)
-    for answer in facts.answers:
-        console.print()
-        console.print(f"? {answer['question']}", markup=False, style="bold")
-        verdict = "right" if answer["correct"] else f"wrong; expected: {answer['reference']}"
-        console.print(f"  {answer['answer']}   ({verdict})", markup=False)
-        table = Table(box=None, padding=(0, 2))
-        for column in answer["columns"]:
-            table.add_column(Text(str(column)), style="cyan")
-        for row in answer["rows"][:5]:
-            table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-        console.print(table)
-    console.print(f"\nmodel:  {run_dir / 'model'}\nreport: {run_dir / 'report.md'}\nnext:   {next_command(facts)}", markup=False)

@@ -119,6 +119,10 @@ class Task(Protocol):
         references; `extra["values"]` are texts a question must name. Raises TaskError where that cannot be done."""
         ...
 
+    def others(self, source: DataSource) -> list[Example]:
+        """Every example of the same source outside `source.split` that is here: what training must not overlap."""
+        ...
+
     def validation_split(self, source: DataSource) -> str:
         """The split of the same source that models are chosen and scored on when nobody names one."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from factory.tasks.sql import spider, wikisql
@@ -102,6 +103,24 @@ def open_database(source: DataSource) -> Database:
     if source.db is None:
         raise TaskError("no database given; use --db FILE.sqlite")
     return Database.from_file(source.db)
+
+
+def others(source: DataSource) -> list[Example]:
+    """The examples of every other split of the same files; splits that are not there or cannot be read are passed over."""
+    if source.db is not None:
+        if source.questions is None:
+            return []
+        own = {example.id for example in load(source.model_copy(update={"limit": None}))[0]}
+        every = load(source.model_copy(update={"split": "all", "limit": None}))[0]
+        return [example for example in every if example.id not in own]
+    name = check_dataset(source)
+    splits = ("train", "dev", "test") if name == "geography" else (*question_files(directory(source)), "xdev", "dev", "test")
+    found: dict[str, Example] = {}
+    for split in dict.fromkeys(splits):
+        if split != source.split:
+            with suppress(TaskError):
+                found |= {f"{split}/{e.id}": e for e in _READERS[name](directory(source), split, Fingerprint())[0]}
+    return list(found.values())
 
 
 def validation_split(source: DataSource) -> str:

@@ -54,6 +54,9 @@ class SqlTask:
             for i, query in enumerate(made)
         ]  # fmt: skip
 
+    def others(self, source: DataSource) -> list[Example]:
+        return sources.others(source)
+
     def validation_split(self, source: DataSource) -> str:
         return sources.validation_split(source)
 
