@@ -40,7 +40,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	mkdir -p benchmarks/results
-	$(PY) benchmarks/train.py --json benchmarks/results/train.json
+	$(PY) -m benchmarks.train --json benchmarks/results/train.json
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

@@ -35,7 +35,6 @@ _USER_ERRORS = {
     "factory.dataset": "DatasetError",
     "factory.ledger": "LedgerError",
     "factory.merge": "MergeError",
-    "factory.onpolicy": "TeacherRefused",
     "factory.settings": "SettingsError",
     "factory.student": "StudentError",
     "factory.tasks.task": "TaskError",

@@ -20,12 +20,13 @@ from factory.dataset import DatasetError, prompt_text
 from factory.durable import Durable
 from factory.settings import Divergence
 from factory.tokenizer_match import compare_tokenizers
+from factory.train import TrainError
 
 BETA: dict[str, float] = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """TRL's name for the divergence."""
 
 
-class TeacherRefused(Exception):
+class TeacherRefused(TrainError):
     """A teacher that cannot grade the student's text: one sentence with the value, the choices and the next step."""
 
 
