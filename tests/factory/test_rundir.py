@@ -50,6 +50,7 @@ def test_other_settings_are_refused_and_nothing_changes(tmp_path):
 def test_settings_that_may_change_between_starts(tmp_path, change):
     claim(tmp_path, rank=8).close()
     claim(tmp_path, rank=8, **change).close()
+    assert "rank = 8\n" in (tmp_path / "config.toml").read_text()
 
 
 def test_force_moves_a_run_aside_and_deletes_nothing(tmp_path):
@@ -107,6 +108,7 @@ def test_a_run_killed_at_its_very_start_continues(tmp_path):
     for name in ("lock", "config.toml.tmp"):
         (tmp_path / name).touch()
     claim(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "lock"]
 
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
