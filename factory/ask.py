@@ -34,7 +34,7 @@ class GenerateStats:
     """answers the ledger already held, or shared with an equal prompt"""
     answered: int = 0
     failed: int = 0
-    """requests that failed for good; the next run asks them again"""
+    """requests that failed for good; asked again only when this stage ends early, else their rows are dropped as "no-answer" """
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
