@@ -16,7 +16,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 added `file`; a card of version 1 reads as before"""
 FILE_NAME = "card.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -72,6 +73,28 @@ class CalibrationEntry(_Part):
     accuracy: float = Field(ge=0, le=1)
 
 
+class FileEntry(_Part):
+    """The exported file a card is inside of: what was done to the weights, and what that cost."""
+
+    name: str
+    """file or directory name when it was written"""
+    format: Literal["gguf", "onnx"]
+    precision: str
+    """quant type as llama.cpp spells it (Q8_0, Q4_K_M, ...), or fp32, int8, int4"""
+    kind: Literal["model", "adapter"] = "model"
+    bits_per_weight: float = Field(gt=0)
+    source_sha256: str
+    """`sha256_of_weights` of the directory it was converted from"""
+    base_sha256: str | None = None
+    """for an adapter: `sha256_of_weights` of the base it was trained on"""
+    kld: float | None = None
+    """mean Kullback-Leibler divergence of its next-token distributions from the source's in float32, nats per token"""
+    top1: float | None = None
+    """share of tokens on which its most likely next token is the source's"""
+    tokens: int = 0
+    """tokens `kld` and `top1` were measured on"""
+
+
 class Card(_Part):
     """Everything a persona needs to run an artifact as it was trained."""
 
@@ -106,6 +129,8 @@ class Card(_Part):
     calibration: tuple[CalibrationEntry, ...] = ()
     calibration_error: float | None = None
     """expected calibration error of the student's confidence, 0-1"""
+    file: FileEntry | None = None
+    """set in the card that an export puts into a file; its score is `scores[file.name]`"""
     created_by: str
     """program and version, "penknife 0.1.0" """
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agents.constrain import Constraint
 
 Role = Literal["system", "user", "assistant", "tool"]
-StopReason = Literal["stop", "length", "tool_calls", "constraint", "error"]
+StopReason = Literal["stop", "length", "tool_calls", "constraint", "timeout", "cancelled", "error"]
 
 
 class Frozen(BaseModel):
@@ -61,13 +61,28 @@ class Sampling(Frozen):
     top_logprobs: int = Field(0, ge=0)
 
 
+class Adapter(Frozen):
+    """A LoRA file in the backend's own format (GGUF, ONNX or peft directory) and how strongly it is added; 0 is the bare base."""
+
+    path: str
+    scale: float = 1.0
+
+
 class Request(Frozen):
-    """One question to a model. `id` is the caller's own name for it and comes back untouched in the reply."""
+    """One question to a model. `id` is the caller's own name for it and comes back untouched in the reply.
+
+    `adapters` are added to the model's weights for this request alone. `static_messages` says how many leading messages never
+    change between requests (a persona's prompt), so that a backend may keep what it worked out for them. After `timeout_s` seconds
+    decoding ends with what there is and stop_reason "timeout". A backend that cannot do what is asked answers with an error.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     constraint: Constraint | None = None
     tools: tuple[ToolSpec, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
+    static_messages: int = Field(0, ge=0)
+    timeout_s: float | None = Field(None, gt=0)
     id: str = ""
 
 
@@ -129,6 +144,18 @@ class ChatModel(Protocol):
 
     def close(self) -> None:
         """Free weights and connections; calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class StreamingModel(Protocol):
+    """A ChatModel that also shows an answer while it is being written."""
+
+    def stream(self, request: Request) -> Iterator[str | Reply]:
+        """Pieces of text as they are decided (never half a character), then the whole Reply, always last.
+
+        Closing the iterator early cancels the request.
+        """
         ...
 
 
