@@ -27,10 +27,10 @@ quickstart: $(STAMP)
 	$(PY) -m factory.distill --config factory/quickstart.toml
 
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadscope
 
 test-slow: $(STAMP)
-	$(PY) -m pytest --slow
+	$(PY) -m pytest -n auto --dist loadscope --slow
 
 check: $(STAMP)
 	$(VENV)/bin/ruff format --check .

@@ -63,9 +63,9 @@ def student_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Pat
     return directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mixtral(tokenizer: Any) -> Any:
-    """A teacher of the real class with the student's vocabulary."""
+    """A teacher of the real class with the student's vocabulary; on-policy training leaves it in bfloat16."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(1)
