@@ -24,7 +24,7 @@ METHODS = ("sft", "logits", "on-policy")
 ADAPTERS = ("none", "lora", "qlora", "dora")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def topk_dir(tmp_path_factory: pytest.TempPathFactory, mixtral: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> Path:
     directory = tmp_path_factory.mktemp("topk")
     store_topk(tokenize(rows, tokenizer, 64), mixtral, directory, 8, len(tokenizer), "mixtral")
