@@ -36,8 +36,8 @@ def reserve(card: Card | None, room: int = ROOM) -> dict[str, str]:
 def write_card(path: Path | str, card: Card) -> None:
     """Put `card` where the file at `path` keeps its own, and open its seal; call `seal` after it.
 
-    Writes in place: give a temporary file, not a published one. Raises ExportError when the card does not fit its room, ModelError
-    for a file without a card, OSError.
+    Writes in place: give a temporary file, not a published one. Raises ExportError when the card does not fit its room,
+    ModelError for a file without a card, OSError.
     """
     file = read_gguf(path)
     start, length = file.value_span(CARD_KEY)
