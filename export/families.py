@@ -180,7 +180,9 @@ def _check(family: Family, config: Mapping[str, Any], where: str) -> None:
         )
     for key in ("num_local_experts", "num_experts"):
         if config.get(key):
-            raise ExportError(f"{where}: a mixture of {config[key]} experts cannot be exported; choose a dense model of {SUPPORTED}")
+            raise ExportError(
+                f"{where}: a mixture of {config[key]} experts cannot be exported; choose a dense model of {SUPPORTED}"
+            )
     if config.get("quantization_config") is not None:
         raise ExportError(f"{where}: its weights are stored quantized; give the original checkpoint")
     if family.name == "Gemma 2" and None in (config.get("attn_logit_softcapping"), config.get("final_logit_softcapping")):
@@ -323,7 +325,9 @@ def _tensors(family: Family, config: Mapping[str, Any], query_scale: float) -> l
         here, there = f"blk.{i}", f"model.layers.{i}"
 
         def norm(name: str, source: str, size: int, scale: float = 1.0, here: str = here, there: str = there) -> PlannedTensor:
-            return PlannedTensor(f"{here}.{name}.weight", f"{there}.{source}.weight", (size,), "vector", add=norm_add, scale=scale)
+            return PlannedTensor(
+                f"{here}.{name}.weight", f"{there}.{source}.weight", (size,), "vector", add=norm_add, scale=scale
+            )
 
         def matrix(name: str, source: str, rows: int, columns: int, bias: bool = False, turned: int = 0, scale: float = 1.0,
                    here: str = here, there: str = there) -> list[PlannedTensor]:  # fmt: skip

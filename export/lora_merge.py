@@ -109,9 +109,7 @@ def _check_config(directory: Path, config: dict[str, Any]) -> None:
         raise ExportError(f"{directory}: it trains biases (bias={config['bias']!r}); {_WAY_OUT}")
 
 
-def _delta(
-    directory: Path, config: dict[str, Any], module: str, found: dict[str, Stored], base: Mapping[str, Stored]
-) -> Delta:
+def _delta(directory: Path, config: dict[str, Any], module: str, found: dict[str, Stored], base: Mapping[str, Stored]) -> Delta:
     embedding = "lora_embedding_A" in found
     a, b = (found.get("lora_embedding_A" if embedding else "lora_A"), found.get("lora_embedding_B" if embedding else "lora_B"))
     if a is None or b is None:

@@ -110,7 +110,9 @@ class Source:
         except Exception as error:  # the library raises whatever a damaged file makes it raise
             raise ExportError(f"{self.tokenizer_dir}: transformers cannot load its tokenizer ({_first_line(error)})") from None
         if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise ExportError(f"{self.tokenizer_dir}: its tokenizer has no tokenizer.json form; save it with a current transformers")
+            raise ExportError(
+                f"{self.tokenizer_dir}: its tokenizer has no tokenizer.json form; save it with a current transformers"
+            )
         return tokenizer
 
     @property
@@ -147,7 +149,9 @@ class Source:
         for tensor in self.plan.tensors:
             stored = replaced.get(tensor.source, self.weights.get(tensor.source))
             if stored is None:
-                raise ExportError(f"{self.model_dir}: {tensor.source} is missing from its weights; copy the whole checkpoint again")
+                raise ExportError(
+                    f"{self.model_dir}: {tensor.source} is missing from its weights; copy the whole checkpoint again"
+                )
             if stored.shape != tensor.shape:
                 raise ExportError(
                     f"{stored.file}: {tensor.source} is {list(stored.shape)} where config.json means {list(tensor.shape)}; "
