@@ -1,0 +1,149 @@
+"""A LoRA adapter as a GGUF adapter, which llama.cpp adds to a base file while it runs.
+
+Does: write lora_A and lora_B of a peft adapter in float32 with llama.cpp's names, row order and scaling (rank-stabilized ones too,
+which llama.cpp's own converter gets wrong), the base's hash and the card inside; refuse what such a file cannot hold.
+Does not: convert the base (`export.gguf BASE` does) or merge (`export.convert` does).
+
+    write_adapter(Source.open("runs/sql/model/adapter"), Path("sql-adapter.gguf"))
+
+llama.cpp multiplies B A by `adapter.lora.alpha` / rank (src/llama-adapter.h, get_scale).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.card import FileEntry
+from export.errors import ExportError
+from export.families import PlannedTensor
+from export.lora_merge import Delta
+from export.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_WAY_OUT = "use --lora merge"
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A GGUF adapter that was written."""
+
+    path: Path
+    bytes: int
+    ranks: tuple[int, ...]
+    """every rank in it"""
+    alpha: float
+    """`adapter.lora.alpha`"""
+    matrices: int
+    """weights of the base it changes"""
+    folded: int
+    """matrices whose scale is not alpha / rank, carried in their lora_B"""
+
+
+def check_adapter(source: Source) -> None:
+    """Raises ExportError, with the way out, for what a GGUF adapter cannot hold; reads no weights."""
+    if source.adapter is None:
+        raise ExportError(f"{source.path}: is no adapter directory; give the one with adapter_config.json, or leave --lora away")
+    where = source.adapter.directory
+    if source.adapter.replaced:
+        names = ", ".join(sorted(source.adapter.replaced))
+        raise ExportError(f"{where}: brings {names} whole (modules_to_save), which a GGUF adapter cannot hold; {_WAY_OUT}")
+    planned = {tensor.source: tensor for tensor in source.plan.tensors}
+    for name, delta in source.adapter.deltas.items():
+        if delta.magnitude is not None:
+            raise ExportError(f"{where}: {name} is DoRA, which llama.cpp does not compute; {_WAY_OUT}")
+        if delta.embedding or (name in planned and planned[name].role == "embedding"):
+            raise ExportError(f"{where}: changes the embedding {name}, which a GGUF adapter cannot hold here; {_WAY_OUT}")
+        if name not in planned:
+            raise ExportError(f"{where}: changes {name}, which the file shares with the embedding; {_WAY_OUT}")
+
+
+def write_adapter(source: Source, out: Path, name: str | None = None) -> AdapterFile:
+    """Write the adapter of `source` to `out`, whole or not at all. `name`: what the card calls the file (default: that of `out`).
+
+    Raises ExportError as `check_adapter` does, OSError.
+    """
+    import gguf
+
+    from export.gguf_writer import Announced, write_file
+    from export.seal import reserve, seal
+
+    check_adapter(source)
+    assert source.adapter is not None
+    deltas = source.adapter.deltas
+    if not deltas:
+        raise ExportError(f"{source.adapter.directory}: holds no lora_A and lora_B; train the adapter again")
+    alpha = _alpha(list(deltas.values()))
+    card = source.card
+    if card is not None:
+        entry = FileEntry(name=name or out.name, format="gguf", precision="F32", kind="adapter", bits_per_weight=32.0,
+                          source_sha256=source.sha256, base_sha256=source.base_sha256)  # fmt: skip
+        card = card.model_copy(update={"file": entry})
+    metadata: dict[str, Any] = {
+        "general.type": "adapter",
+        "general.name": (source.card.name if source.card is not None else "") or source.path.resolve().parent.name,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": alpha,
+        "penknife.source.sha256": source.sha256,
+        "penknife.base.sha256": source.base_sha256,
+        **reserve(card),
+    }
+    kind = gguf.GGMLQuantizationType.F32
+    tensors = []
+    folded = 0
+    for tensor in source.plan.tensors:
+        delta = deltas.get(tensor.source)
+        if delta is None:
+            continue
+        a, b = f"{tensor.name}.lora_a", f"{tensor.name}.lora_b"
+        factor = delta.scale * delta.a.shape[0] / alpha * tensor.scale
+        factor = 1.0 if abs(factor - 1.0) < 1e-9 else factor
+        folded += factor != 1.0
+        tensors.append((Announced(a, delta.a.shape, kind, _bytes(delta.a.shape)), _whole(delta)))
+        tensors.append((Announced(b, delta.b.shape, kind, _bytes(delta.b.shape)), _turned(delta, tensor, factor)))
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        write_file(temporary, source.plan.architecture, metadata, tensors)
+        seal(temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    ranks = tuple(sorted({delta.a.shape[0] for delta in deltas.values()}))
+    return AdapterFile(out, out.stat().st_size, ranks, alpha, len(deltas), folded)
+
+
+def _alpha(deltas: list[Delta]) -> float:
+    """`adapter.lora.alpha` so that most matrices need nothing folded into their lora_B: the commonest scale * rank."""
+    from collections import Counter
+
+    return Counter(delta.scale * delta.a.shape[0] for delta in deltas).most_common(1)[0][0]
+
+
+def _bytes(shape: tuple[int, ...]) -> int:
+    return 4 * shape[0] * shape[1]
+
+
+def _whole(delta: Delta) -> Iterator[np.ndarray]:
+    from export.weights import read_rows
+
+    yield read_rows(delta.a)
+
+
+def _turned(delta: Delta, tensor: PlannedTensor, factor: float) -> Iterator[np.ndarray]:
+    """lora_B with its rows in the order of the base's: they are the base's output rows."""
+    import numpy as np
+
+    from export.weights import read_rows
+
+    rows = read_rows(delta.b)
+    if factor != 1.0:
+        rows = rows * np.float32(factor)
+    if tensor.rotary_heads:
+        head = rows.shape[0] // tensor.rotary_heads
+        rows = rows.reshape(tensor.rotary_heads, 2, head // 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+    yield rows
