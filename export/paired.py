@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 
 from pydantic import BaseModel, ConfigDict
 
@@ -34,7 +35,7 @@ class Paired(BaseModel):
 
 
 def compare_answers(source: Mapping[str, bool], other: Mapping[str, bool]) -> Paired:
-    """Compare answers by question id -> right or wrong. Raises ValueError unless both answered the same questions, at least one."""
+    """Compare answers by question id -> right or wrong. Raises ValueError unless both answered the same, at least one."""
     if not source or source.keys() != other.keys():
         raise ValueError(f"two sets of answers to the same questions are needed, got {len(source)} and {len(other)}")
     both = sum(source[i] and other[i] for i in source)
@@ -55,14 +56,14 @@ def compare_answers(source: Mapping[str, bool], other: Mapping[str, bool]) -> Pa
 def paired_interval(a: int, b: int, c: int, d: int, z: float = Z_95) -> tuple[float, float]:
     """Interval of (b - c) / n, where a of n are right for both, b only for the first, c only for the second, d for none.
 
-    Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions based on paired data", method 10:
-    Wilson intervals squared and added, less what the two have in common.
+    Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions based on paired data",
+    method 10: Wilson intervals squared and added, less what the two have in common.
     """
     n = a + b + c + d
     first, second = (a + b) / n, (a + c) / n
     (l1, u1), (l2, u2) = wilson(a + b, n, z), wilson(a + c, n, z)
     margins = (a + b) * (c + d) * (a + c) * (b + d)
-    common = a * d - b * c
+    common = float(a * d - b * c)
     if common > 0:
         common = max(common - n / 2, 0.0)
     phi = common / math.sqrt(margins) if margins else 0.0
@@ -77,7 +78,7 @@ def mcnemar(b: int, c: int) -> float:
     if n == 0:
         return 1.0
     tail = sum(math.comb(n, k) for k in range(min(b, c) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(Fraction(2 * tail, 2**n)))
 
 
 def _distance(x: float, y: float, phi: float) -> float:

@@ -100,7 +100,7 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
     if named is None:
         if asked:
             raise TaskError(f"{source.path}: has no card that says its task; give --task as well")
-        return None, f"{source.path} has no card and no --task was given: only its distributions are compared, no score is measured"
+        return None, "there is no card and no --task was given, so only distributions are compared and no score is measured"
     task = get_task(named)
     if card is not None and card.task != task.name:
         raise TaskError(f"{source.path}: made for the task {card.task!r}, not {task.name!r}; leave --task out")
@@ -124,8 +124,10 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
     found = _card_source(card, task) if card is not None else None
     if found is not None:
         return Questions(source=found.model_copy(update={"limit": settings.limit}), origin="the card's data", **how), ""
-    return None, (f"{source.path}: its card names no data that is here, so no score is measured; give --dataset and --data-dir, or --db "
-                  "and --questions")  # fmt: skip
+    return (
+        None,
+        "its card names no data that is here, so no score is measured; give --dataset and --data-dir, or --db and --questions",
+    )
 
 
 def _run_source(run_dir: Path) -> tuple[DataSource, tuple[str, ...] | None] | None:

@@ -1,0 +1,297 @@
+"""Whether an exported file may be used for its source: measured in a process of its own, decided here.
+
+Does: have the source write its reference once (kept, so that several files are compared with one evaluation), have a child
+process open the file through its own engine and measure it, decide from ids, distributions and the difference of task scores.
+Does not: convert, rename or write the card into the file; a rejected file is the caller's to name so.
+
+    report = gate(Source.open("runs/sql/model"), "gguf:sql-Q4_0.gguf", GateSettings(max_drop=0.5))
+    report.verdict, report.sentence
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agents.card import CalibrationEntry, Card, FileEntry, ScoreEntry, program
+from agents.chat import Adapter, ModelError
+from export.child import Outcome, missing_backend, run_probe
+from export.paired import Paired, compare_answers
+from export.parity import Parity, sliding_window
+from export.probe import Job
+from export.questions import QuestionSettings, questions_of
+from export.reference import Measured, measured_source
+from factory.events import EventLog
+
+if TYPE_CHECKING:
+    from export.source import Source
+
+Verdict = Literal["kept", "rejected", "unchecked"]
+REPORT_FILE = "export_report.json"
+FULL_PRECISION_KLD = 1e-3
+"""Mean KLD above which a file with 16- or 32-bit weights computes something else than its source."""
+BROKEN_KLD = 0.5
+"""Mean KLD above which a file is refused where no task score can tell."""
+WINDOW_KLD = 0.05
+"""Mean KLD past a sliding window above which, and five times that inside it, the file does not keep to the window."""
+
+
+class GateSettings(QuestionSettings):
+    """What a file must keep to, and how it is measured."""
+
+    max_drop: float = Field(0.5, ge=0, le=100)
+    """points of task score a file may lose against its source"""
+    max_kld: float | None = Field(None, gt=0)
+    """mean KLD to the source, nats per token, a file may have; default: no limit where a task score decides"""
+    threads: int | None = Field(None, ge=1)
+    """threads of the file's engine; default: its own choice"""
+    batch: int = Field(64, ge=1)
+    """questions in flight"""
+    patience_s: float = Field(900, gt=0)
+    """seconds without any progress after which the process that measures is ended"""
+
+
+class GateReport(BaseModel):
+    """One file against its source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    file: str
+    """name of the file or directory"""
+    verdict: Verdict
+    sentence: str
+    """why, in numbers"""
+    source: str
+    source_sha256: str
+    size_bytes: int | None = None
+    strings: int = 0
+    """strings whose token ids were compared"""
+    string_mismatches: int = 0
+    prompts: int = 0
+    """chat prompts whose ids were compared"""
+    prompt_mismatches: int = 0
+    differences: tuple[str, ...] = ()
+    """the first of them, in words"""
+    parity: Parity | None = None
+    score: ScoreEntry | None = None
+    """of the file, None where nothing says what it should be scored on"""
+    source_score: ScoreEntry | None = None
+    paired: Paired | None = None
+    """the difference on the same questions, source minus file"""
+    calibration: tuple[CalibrationEntry, ...] = ()
+    calibration_error: float | None = None
+    dataset: str = ""
+    data_sha256: str = ""
+    origin: str = ""
+    """where the choice of questions comes from, or why there are none"""
+    left_out: int = 0
+    """questions without a reference answer"""
+    failed: int = 0
+    """questions the file's engine gave no answer to"""
+    max_drop: float = 0.5
+    seconds: float = 0.0
+    """wall-clock time, the source's part included when it was not kept from an earlier file"""
+    created_by: str = Field(default_factory=program)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file may carry its name: only "rejected" may not."""
+        return self.verdict != "rejected"
+
+
+def gate(
+    source: Source,
+    file_spec: str,
+    settings: GateSettings | None = None,
+    *,
+    adapters: Sequence[Adapter] = (),
+    full_precision: bool | None = None,
+    events: EventLog | None = None,
+) -> GateReport:
+    """Measure the file that `file_spec` names (a .gguf, an ONNX directory, "gguf:…", "onnx:…") against `source`, and decide.
+
+    `adapters` are added to the file for everything measured (for an adapter file, `file_spec` is its base's file).
+    `full_precision`: whether all weights have 16 bits or more; of a GGUF file it is found out. A crash, an abort or silence of
+    the measuring process rejects the file. Raises TaskError or ExportError when questions or source cannot be used.
+    """
+    settings = settings if settings is not None else GateSettings()
+    events = events if events is not None else EventLog()
+    started = time.monotonic()
+    path = file_path(file_spec)
+    named = Path(adapters[-1].path) if adapters else path
+    questions, remark = questions_of(source, settings)
+    about: dict[str, Any] = {
+        "file": named.name,
+        "source": str(source.path),
+        "source_sha256": source.sha256,
+        "max_drop": settings.max_drop,
+        "size_bytes": size_of(named),
+        "origin": questions.origin if questions is not None else remark,
+    }
+    missing = missing_backend(file_spec, path)
+    if missing is not None:
+        return GateReport(verdict="unchecked", sentence=f"not checked against its source: {missing}", **about)
+    loaded = questions.load() if questions is not None else None
+    ours = measured_source(source, questions, loaded, sliding_window(source.config), settings.batch, settings.patience_s, events)
+    job = Job(
+        model=file_spec,
+        options=_options(file_spec, path, settings),
+        adapters=tuple(adapters),
+        reference=ours.directory,
+        questions=questions,
+        batch=settings.batch,
+    )
+    outcome = run_probe(job, settings.patience_s, events, f"check {named.name}")
+    found, answers = outcome.found, outcome.answers
+    paired = compare_answers(ours.answers.right(), answers.right()) if answers.predictions else None
+    full = full_precision if full_precision is not None else not adapters and is_full_precision(path)
+    verdict, sentence = judge(outcome, ours, paired, settings, full)
+    calibration, error = answers.calibration()
+    return GateReport(
+        verdict=verdict,
+        sentence=f"{sentence}; {remark}" if questions is None else sentence,
+        strings=found.strings,
+        string_mismatches=found.string_mismatches,
+        prompts=found.prompts,
+        prompt_mismatches=found.prompt_mismatches,
+        differences=tuple(found.examples),
+        parity=found.parity,
+        score=answers.entry(loaded),
+        source_score=ours.answers.entry(loaded),
+        paired=paired,
+        calibration=calibration,
+        calibration_error=error,
+        dataset=loaded.dataset if loaded is not None else "",
+        data_sha256=loaded.sha256 if loaded is not None else "",
+        left_out=loaded.left_out if loaded is not None else 0,
+        failed=answers.failed,
+        seconds=round(time.monotonic() - started, 3),
+        **about,
+    )
+
+
+def judge(
+    outcome: Outcome, ours: Measured, paired: Paired | None, settings: GateSettings, full_precision: bool
+) -> tuple[Verdict, str]:
+    """The verdict on what was found, and the sentence that says why."""
+    found, parity = outcome.found, outcome.found.parity
+    if outcome.died is not None:
+        return "rejected", f"its engine {outcome.died}"
+    if found.error is not None:
+        return "rejected", f"its engine cannot use it: {found.error}"
+    if found.string_mismatches or found.prompt_mismatches:
+        return "rejected", (
+            f"{found.string_mismatches} of {found.strings} texts and {found.prompt_mismatches} of {found.prompts} chat prompts "
+            f"get other token ids than the source's: {'; '.join(found.examples[:2])}"
+        )
+    if parity is None:
+        return "rejected", f"its distributions were not compared: it ended while {found.step}"
+    distance = f"KLD {parity.kld:.2g} (at most {parity.max_kld:.2g}), top-1 {parity.top1:.1%} over {parity.tokens:,} tokens"
+    past, inside = parity.past_window, parity.conversations
+    if past is not None and past.kld > WINDOW_KLD and (inside is None or past.kld > 5 * inside.kld):
+        return "rejected", (
+            f"past its sliding window of {ours.reference.window} tokens its distributions are others (KLD {past.kld:.2g}, inside "
+            f"{inside.kld if inside is not None else 0:.2g}): its engine does not keep to the window"
+        )
+    limit = settings.max_kld
+    if full_precision and parity.kld > FULL_PRECISION_KLD:
+        limit = min(limit or FULL_PRECISION_KLD, FULL_PRECISION_KLD)
+    elif limit is None and paired is None:
+        limit = BROKEN_KLD
+    if limit is not None and parity.kld > limit:
+        return (
+            "rejected",
+            f"{distance}: more than {limit:g}{', which no 16-bit file of this model has' if full_precision else ''}",
+        )
+    if paired is None:
+        return "kept", distance
+    if outcome.answers.failed:
+        return "rejected", f"its engine gave no answer to {outcome.answers.failed} of {paired.n} questions; {distance}"
+    file, source = outcome.answers.summary or {}, ours.answers.summary or {}
+    change = f"loses {paired.drop:.2f}" if paired.drop > 0 else f"gains {-paired.drop:.2f}" if paired.drop < 0 else "loses 0"
+    scores = (
+        f"{100 * file['score']:.2f} % of {paired.n:,} questions right, the source {100 * source['score']:.2f} %: {change} points "
+        f"(95 % interval of the loss {paired.low:.2f} to {paired.high:.2f})"
+    )
+    if paired.drop > settings.max_drop:
+        return "rejected", f"{scores}, more than --max-drop {settings.max_drop:g}; {distance}"
+    return "kept", f"{scores}; {distance}"
+
+
+def card_for_file(card: Card, entry: FileEntry, report: GateReport | None) -> Card:
+    """The card that goes into a file: its source's, with the file, and where the gate measured it, its distance, score and
+    calibration. Calibration that belongs to other weights is taken out."""
+    if report is not None and report.parity is not None:
+        parity = report.parity
+        entry = entry.model_copy(update={"kld": parity.kld, "top1": parity.top1, "tokens": parity.tokens})
+    scores = dict(card.scores)
+    if report is not None and report.score is not None:
+        scores[entry.name] = report.score
+    return card.model_copy(
+        update={
+            "file": entry,
+            "scores": scores,
+            "calibration": report.calibration if report is not None else (),
+            "calibration_error": report.calibration_error if report is not None else None,
+        }
+    )
+
+
+def save_report(directory: Path, report: GateReport) -> Path:
+    """Put a report into `directory`'s export_report.json, in place of an earlier one of the same file; returns its path."""
+    target = directory / REPORT_FILE
+    reports = [kept for kept in read_reports(directory) if kept.file != report.file]
+    document = {"version": program(), "files": [r.model_dump(mode="json") for r in [*reports, report]]}
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(target)
+    return target
+
+
+def read_reports(directory: Path) -> list[GateReport]:
+    """The reports in a directory's export_report.json; those of another version of this program are left out."""
+    try:
+        entries = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    out = []
+    for entry in entries if isinstance(entries, list) else []:
+        try:
+            out.append(GateReport.model_validate_json(json.dumps(entry)))
+        except ValidationError:
+            continue
+    return out
+
+
+def file_path(spec: str) -> Path:
+    """The file or directory of a spec."""
+    kind, colon, rest = spec.partition(":")
+    return Path(rest if colon and kind in ("hf", "gguf", "onnx") else spec)
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file, or of all files of a directory; None when it is not there."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else None
+
+
+def is_full_precision(path: Path) -> bool:
+    """Whether every tensor of a GGUF file has 16 or 32 bits; False for anything else."""
+    from agents.models.gguf_file import read_gguf
+
+    try:
+        return path.is_file() and all(tensor.type_name in ("F32", "F16", "BF16") for tensor in read_gguf(path).tensors)
+    except ModelError:
+        return False
+
+
+def _options(spec: str, path: Path, settings: GateSettings) -> dict[str, Any]:
+    if settings.threads is None or spec.startswith("hf:"):
+        return {}
+    return {"threads": settings.threads}
