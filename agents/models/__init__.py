@@ -5,6 +5,7 @@ Does not: load weights or open connections itself; backends are imported when on
 
     open_model("runs/sql/model")                        HF directory, or a peft adapter directory (its base is found by itself)
     open_model("hf:Qwen/Qwen2.5-0.5B-Instruct")         hub name (or directory)
+    open_model("gguf:runs/sql/model/sql-q8_0.gguf")     GGUF file, run by llama.cpp; opened again, it is shared
     open_model("http://localhost:8000/v1#qwen")         OpenAI-compatible server; several, comma-separated, share the load
 """
 
@@ -18,14 +19,14 @@ from pydantic import BaseModel, ValidationError
 
 from agents.chat import ChatModel, ModelError
 
-KINDS = "a model or adapter directory, hf:NAME, http://host/v1#name"
-LATER = {"gguf": "GGUF files", "onnx": "ONNX directories"}
+KINDS = "a model or adapter directory, a .gguf file, hf:NAME, http://host/v1#name"
+LATER = {"onnx": "ONNX directories"}
 
 Options = TypeVar("Options", bound=BaseModel)
 
 
 def open_model(spec: str, **options: Any) -> ChatModel:
-    """The model `spec` names. `options` are the fields of the backend's options class (`HfOptions`, `HttpOptions`).
+    """The model `spec` names. `options` are the fields of the backend's options class (`HfOptions`, `LlamaCppOptions`, …).
 
     Raises ModelError, one sentence, for an unknown kind or option, a missing file, or weights that are not safetensors.
     """
@@ -35,6 +36,10 @@ def open_model(spec: str, **options: Any) -> ChatModel:
 
         return HttpModel(spec, parse_options(HttpOptions, options, spec))
     suffix = Path(spec).suffix.lower().lstrip(".")
+    if kind == "gguf" or suffix == "gguf":
+        from agents.models.llama_cpp import LlamaCppModel, LlamaCppOptions
+
+        return LlamaCppModel.open(rest if kind == "gguf" else spec, parse_options(LlamaCppOptions, options, spec))
     if kind in LATER or suffix in LATER or (Path(spec).is_dir() and any(Path(spec).glob("*.onnx"))):
         what = LATER[kind if kind in LATER else suffix if suffix in LATER else "onnx"]
         raise ModelError(f"{spec!r}: {what} cannot be opened yet; give {KINDS}")

@@ -1,0 +1,77 @@
+"""One open GGUF file: its weights, engine and grammars, for as many models as use it.
+
+Does: decide how much memory a file's requests get, make its grammars, free it in the right order.
+Does not: know requests (`agents.models.llama_cpp`).
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.constrain import Engine
+from agents.models.llama_engine import LlamaEngine
+from agents.models.llama_library import physical_cores
+from agents.models.llama_weights import Weights
+
+if TYPE_CHECKING:
+    from agents.models.llama_cpp import LlamaCppOptions
+
+KV_BYTES = 32 * 1024**2
+"""Memory for keys and values where `kv_tokens` is not given, unless one context of `DEFAULT_CONTEXT` needs more."""
+DEFAULT_CONTEXT = 4096
+"""Tokens of prompt and answer where neither `context` nor the model's own limit is lower."""
+
+
+class Shared:
+    """One open file: weights, engine, grammars, and how many models use them."""
+
+    def __init__(self, path: Path, options: LlamaCppOptions) -> None:
+        self.weights = Weights(path, mmap=options.mmap, gpu_layers=options.gpu_layers)
+        try:
+            cells = _cells(self.weights, options)
+            self.cells = cells
+            self.engine = LlamaEngine(
+                self.weights,
+                lambda: self.grammar,
+                slots=options.slots,
+                kept=options.kept,
+                cells=cells,
+                threads=options.threads or physical_cores(),
+                tokens=min(options.batch_tokens, cells),
+                flash=options.flash,
+            )
+        except BaseException:
+            self.weights.close()
+            raise
+        self.users = 0
+        self._grammar: Engine | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def grammar(self) -> Engine:
+        """The grammar engine for this vocabulary, made on first use."""
+        with self._lock:
+            if self._grammar is None:
+                weights = self.weights
+                self._grammar = Engine.from_bytes(
+                    weights.spelled, weights.eos_ids, weights.special_ids, weights.width, weights.tokenize
+                )
+            return self._grammar
+
+    def close(self) -> None:
+        """End what runs, then free context, adapters and model in this order."""
+        self.engine.close()
+        self.weights.close()
+
+
+def _cells(weights: Weights, options: LlamaCppOptions) -> int:
+    """Places of KV memory: what was asked, else `KV_BYTES` worth, at least one context, at most a context for every slot."""
+    context = min(options.context or weights.context, weights.context)
+    if options.kv_tokens is not None:
+        return options.kv_tokens
+    least = context if options.context is not None else min(context, DEFAULT_CONTEXT)
+    affordable = KV_BYTES // max(1, weights.kv_bytes)
+    cells = max(least, min(affordable, (options.slots + options.kept) * context))
+    return -(-cells // 256) * 256
