@@ -90,6 +90,7 @@ class _Fitting:
         if kind is None:
             return self.coerced(value, types, schema, path, depth)
         if kind == "integer" and isinstance(value, float):
+            self.note(path, value, int(value))
             return self.bounded(int(value), schema, path)
         if kind == "object":
             return self.object(value, schema, path, depth)

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+WORDS_DROPPED = "words around the JSON dropped"
 LONGEST = 1_000_000
 """Characters that are looked at; longer texts are unreadable."""
 
@@ -70,7 +71,7 @@ def _parse(text: str, cut_off: bool) -> Parsed:
     body = text[start:]
     found = _first(body)
     if found is not None:
-        return found
+        return found if start == 0 else Parsed(found.value, WORDS_DROPPED)
     if (literal := _literal(body)) is not None:
         return Parsed(literal, "Python literal")
     state = _scan(body)
@@ -96,8 +97,10 @@ def _first(body: str) -> Parsed | None:
     except ValueError:
         return None
     rest = body[end:]
-    if _AFTER.fullmatch(rest) or not re.search(r"[{\[]", rest):
-        return Parsed(value, "text around the JSON dropped")
+    if _AFTER.fullmatch(rest):
+        return Parsed(value, "mark after the JSON dropped")
+    if not re.search(r"[{\[]", rest):
+        return Parsed(value, WORDS_DROPPED)
     while (rest := rest.strip()) != "":
         try:
             again, end = _DECODER.raw_decode(rest)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agents.json_text import Unreadable, parse
+from agents.json_text import WORDS_DROPPED, Unreadable, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,8 @@ def _json(text: str, known: _Names, tagged: bool = False) -> Found:
         cut = re.match(r"\[?\s*\{\s*[\"'](?:name|tool|function)[\"']\s*:\s*[\"']([\w.-]+)[\"']\s*,\s*[\"']\w+[\"']\s*:\s*", text)
         if cut is not None and (tagged or cut.group(1) in known or error.kind == "cut-off"):
             yield cut.group(1), text[cut.end() :]  # the tool is known, its arguments are not: those are asked for again
+        return
+    if parsed.how == WORDS_DROPPED and not tagged:
         return
     known.how = parsed.how
     yield from _named(parsed.value, known, tagged)
