@@ -157,7 +157,7 @@ def choose_texts(model: TransformersModel, conversations: Iterable[Conversation]
     words: list[str] = []
     count = 0
     for messages, completion in conversations:
-        ids = [*model.prompt_ids(messages), *_ids(model, completion), model.eos_ids[0]]
+        ids = [*model.prompt_ids(messages), *text_ids(model, completion), model.eos_ids[0]]
         words.append("\n".join(message.content for message in messages) + completion)
         ids = ids[: min(n for n in (len(ids), context, window) if n is not None)]
         texts.append(Text(name=CONVERSATION, ids=tuple(ids), first=0))
@@ -171,7 +171,7 @@ def choose_texts(model: TransformersModel, conversations: Iterable[Conversation]
     for paragraph in source:
         if len(ids) >= wanted:
             break
-        ids += _ids(model, paragraph + "\n\n")
+        ids += text_ids(model, paragraph + "\n\n")
     ids = ids[:wanted]
     compared = min(len(ids), LONG_TOKENS if count else max(LONG_TOKENS, LEAST), max(64, room - count))
     first = len(ids) - compared
@@ -186,7 +186,6 @@ def write_reference(
 ) -> Reference:
     """Ask the source (float32, on the CPU) and write what it says into `directory`, which exists."""
     import numpy as np
-    import torch
 
     from export.battery import battery
 
@@ -201,13 +200,9 @@ def write_reference(
         directory / "logits.npy", mode="w+", dtype=np.float32, shape=(sum(text.compared for text in texts), width)
     )
     at = 0
-    model.model.eval()
-    with torch.inference_mode():
-        for text in texts:
-            ids = torch.tensor([text.ids], device=model.model.device)
-            out = model.model(input_ids=ids, use_cache=False, logits_to_keep=text.compared).logits[0]
-            rows[at : at + text.compared] = out[-text.compared :].float().cpu().numpy()
-            at += text.compared
+    for text in texts:
+        rows[at : at + text.compared] = torch_logits(model, text.ids, text.compared)
+        at += text.compared
     rows.flush()
     del rows
     strings = battery([token.content for token in model.tokenizer.added_tokens_decoder.values()])
@@ -217,7 +212,7 @@ def write_reference(
         window=window,
         texts=tuple(texts),
         strings=tuple(strings),
-        string_ids=tuple(tuple(_ids(model, text)) for text in strings),
+        string_ids=tuple(tuple(text_ids(model, text)) for text in strings),
         prompts=tuple(Prompt(messages=m, ids=tuple(model.prompt_ids(m))) for m, _ in conversations[:PROMPTS]),
     )
     (directory / "reference.json").write_text(reference.model_dump_json(), encoding="utf-8")
@@ -299,5 +294,18 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
-def _ids(model: TransformersModel, text: str) -> list[int]:
+def torch_logits(model: TransformersModel, ids: Sequence[int], last: int = 0) -> np.ndarray:
+    """Teacher-forced logits (T, V) float32 of a transformers model, of the `last` positions only when that is not 0."""
+    import numpy as np
+    import torch
+
+    model.model.eval()
+    with torch.inference_mode():
+        given = torch.tensor([list(ids)], device=model.model.device)
+        out = model.model(input_ids=given, use_cache=False, logits_to_keep=last).logits[0]
+    return np.asarray(out[-last:].float().cpu().numpy())
+
+
+def text_ids(model: TransformersModel, text: str) -> list[int]:
+    """Token ids of ordinary text."""
     return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])

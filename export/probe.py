@@ -151,12 +151,15 @@ PROMPTS_READ = 64
 
 
 def _compare(job: Job, model: Any, found: Found, write: Callable[[str], None]) -> None:
-    from export.parity import Reference, differences, measure
+    from agents.models.hf import TransformersModel
+    from export.parity import Reference, differences, measure, text_ids, torch_logits
 
     reference = Reference.read(job.reference)
     write("tokenizing")
     found.strings = len(reference.strings)
-    for index, place in differences((model.tokenize(text) for text in reference.strings), reference.string_ids):
+    transformers = isinstance(model, TransformersModel)
+    cut = (lambda text: text_ids(model, text)) if transformers else model.tokenize
+    for index, place in differences((cut(text) for text in reference.strings), reference.string_ids):
         found.string_mismatches += 1
         if len(found.examples) < SHOWN:
             found.examples.append(f"{reference.strings[index][:40]!r} has other token ids from place {place} on")
@@ -169,10 +172,10 @@ def _compare(job: Job, model: Any, found: Found, write: Callable[[str], None]) -
             words = reference.prompts[index].messages[-1].content[:40]
             found.examples.append(f"the chat prompt of {words!r} differs from token {place} on")
     write("reading its distributions")
-    more = {"adapters": job.adapters} if job.adapters else {}
+    more = {"adapters": [(adapter.path, adapter.scale) for adapter in job.adapters]} if job.adapters else {}
 
     def logits(ids: list[int]) -> np.ndarray:
-        out: np.ndarray = model.logits(ids, **more)
+        out: np.ndarray = torch_logits(model, ids) if transformers else model.logits(ids, **more)
         return out
 
     found.parity = measure(reference, job.reference, logits)

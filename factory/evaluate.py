@@ -314,11 +314,24 @@ def model_path(spec: str) -> Path | None:
 
 
 def card_beside(path: Path | None) -> Card | None:
-    """The checked card of a model; None when there is none. Raises CardError for one that is damaged, newer or another's."""
+    """The checked card of a model; None when there is none. Raises CardError for one that is damaged, newer or another's.
+
+    Of a GGUF file it is the card inside, whatever lies beside it; of an export in a directory the card there, which describes the
+    weights it was made from. Opening such a model checks that it is what was exported.
+    """
     if path is None:
         return None
+    if path.suffix == ".gguf" and path.is_file():
+        from agents.models.gguf_file import card_of
+
+        return card_of(path)
     directory = path if path.is_dir() else path.parent
-    return Card.load(path) if (directory / FILE_NAME).is_file() else None
+    if not (directory / FILE_NAME).is_file():
+        return None
+    card = Card.load(path, check_weights=False)
+    if card.file is None:
+        card.check(directory)
+    return card
 
 
 def model_bytes(path: Path | None) -> int | None:

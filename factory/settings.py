@@ -164,7 +164,7 @@ class EvaluateSettings(DataSettings):
     """`python -m factory.evaluate MODEL`: one score, one decoding setting, whatever runs the model."""
 
     model: str
-    """HF directory, adapter directory, or http://host/v1#name (.gguf and ONNX: not in this version)"""
+    """HF directory, adapter directory, .gguf file, ONNX directory, or http://host/v1#name"""
     split: str | None = None
     """split to score; default: the dataset's validation split"""
     limit: int | None = Field(None, ge=1)
