@@ -273,7 +273,12 @@ class Scope:
     tape: Tape | None = None
     deadline: float | None = None
     cancelled: Callable[[], bool] | None = None
-    parent: Scope | None = None
+
+    def wanted_no_more(self) -> bool:
+        """Whether the node's time is up or its run was cancelled."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            return True
+        return self.cancelled is not None and self.cancelled()
 
 
 current: ContextVar[Scope | None] = ContextVar("agents.current", default=None)
@@ -328,11 +333,7 @@ def replayed_result(persona: str, call: ToolCall) -> str | None:
 def cancelled() -> bool:
     """Whether the node's answer is no longer wanted: the run was cancelled or the node's time is up. Ask between tokens."""
     scope = current.get()
-    if scope is None:
-        return False
-    if scope.deadline is not None and time.monotonic() > scope.deadline:
-        return True
-    return scope.cancelled is not None and scope.cancelled()
+    return scope is not None and scope.wanted_no_more()
 
 
 def time_left_s() -> float | None:

@@ -1,8 +1,8 @@
 """`interrupt("send this?", notes)`: a node stops and waits for a person, for seconds or for weeks.
 
-Does: leave the node so that the run is checkpointed and ends as "interrupted"; when the thread is resumed, the node runs again from
-its start and the n-th `interrupt` of that step returns the n-th answer. What must not happen twice goes through `agents.events.memo`
-or a tool with side effects.
+Does: leave the node so that the run is checkpointed and ends as "interrupted"; when the thread is resumed, the node runs again
+from its start and the n-th `interrupt` of that step returns the n-th answer. What must not happen twice goes through
+`agents.events.memo` or a tool with side effects.
 Does not: wait. A process may end in between.
 """
 
