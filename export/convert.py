@@ -35,7 +35,7 @@ TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 """What `convert` writes."""
 BLOCK = 32
 """Values of a row that share a scale in every quantized type above."""
-_PIECE_VALUES = 1 << 22
+_PIECE_VALUES = 1 << 20
 """Values of a tensor in memory at a time."""
 _SMALL = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
