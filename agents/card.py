@@ -85,6 +85,8 @@ class FileEntry(_Part):
     bits_per_weight: float = Field(gt=0)
     source_sha256: str
     """`sha256_of_weights` of the directory it was converted from"""
+    sha256: str | None = None
+    """`sha256_of_weights` of an ONNX directory itself; a GGUF file carries its own seal"""
     base_sha256: str | None = None
     """for an adapter: `sha256_of_weights` of the base it was trained on"""
     kld: float | None = None
@@ -175,7 +177,10 @@ class Card(_Part):
 
     def check(self, model_dir: Path) -> None:
         """Raises CardError when weights in `model_dir` are not those this card was written for."""
-        expected = self.adapter_sha256 if (model_dir / ADAPTER_FILE).is_file() else self.weights_sha256
+        if self.file is not None:
+            expected = self.file.sha256
+        else:
+            expected = self.adapter_sha256 if (model_dir / ADAPTER_FILE).is_file() else self.weights_sha256
         if expected is None or not weight_files(model_dir):
             return
         found = sha256_of_weights(model_dir)

@@ -6,6 +6,7 @@ Does not: load weights or open connections itself; backends are imported when on
     open_model("runs/sql/model")                        HF directory, or a peft adapter directory (its base is found by itself)
     open_model("hf:Qwen/Qwen2.5-0.5B-Instruct")         hub name (or directory)
     open_model("gguf:runs/sql/model/sql-q8_0.gguf")     GGUF file, run by llama.cpp; opened again, it is shared
+    open_model("onnx:runs/sql/model/onnx")              a directory export.onnx wrote
     open_model("http://localhost:8000/v1#qwen")         OpenAI-compatible server; several, comma-separated, share the load
 """
 
@@ -19,8 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from agents.chat import ChatModel, ModelError
 
-KINDS = "a model or adapter directory, a .gguf file, hf:NAME, http://host/v1#name"
-LATER = {"onnx": "ONNX directories"}
+KINDS = "a model or adapter directory, a .gguf file, an ONNX directory, hf:NAME, http://host/v1#name"
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -40,9 +40,10 @@ def open_model(spec: str, **options: Any) -> ChatModel:
         from agents.models.llama_cpp import LlamaCppModel, LlamaCppOptions
 
         return LlamaCppModel.open(rest if kind == "gguf" else spec, parse_options(LlamaCppOptions, options, spec))
-    if kind in LATER or suffix in LATER or (Path(spec).is_dir() and any(Path(spec).glob("*.onnx"))):
-        what = LATER[kind if kind in LATER else suffix if suffix in LATER else "onnx"]
-        raise ModelError(f"{spec!r}: {what} cannot be opened yet; give {KINDS}")
+    if kind == "onnx" or suffix == "onnx" or (Path(spec).is_dir() and any(Path(spec).glob("*.onnx"))):
+        from agents.models.onnx import OnnxModel, OnnxOptions
+
+        return OnnxModel.open(spec, parse_options(OnnxOptions, options, spec))
     if kind == "hf" or Path(spec).is_dir():
         from agents.models.hf import HfOptions, TransformersModel
 
