@@ -1,13 +1,12 @@
 """A database that questions are asked about: its schema, maybe its rows, and a safe way to run SQL on it.
 
 Does: open a SQLite file read-only, or build one in memory from a WikiSQL table or a bare schema; run model-written SQL through
-`sandbox.Sandbox`; say when two result cells are equal. Connections open on first use and the least used are closed.
+`agents.sandbox`; say when two result cells are equal. Connections open on first use and the least used are closed.
 Does not: read data sets (`wikisql.py`, `sources.py`), compare queries (`score.py`) or link questions (`link.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import sqlite3
 import threading
@@ -17,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from agents.sandbox import Cell, ExecError, Limits, Result, Sandbox, SandboxClosed, quote, sandbox_over
 from factory.tasks.sql import cells
-from factory.tasks.sql.sandbox import Cell, ExecError, Limits, Result, Sandbox, SandboxClosed
 from factory.tasks.sql.schema import Column, Schema, Table
 
 __all__ = ["Cell", "Database", "ExecError", "Limits", "Result", "quote"]
@@ -134,14 +133,7 @@ class Database:
 
     def open_sandbox(self) -> Sandbox:
         """A new guarded connection; `execute` keeps and reuses them."""
-        schema = self.schema
-        connection = self._connect(schema)
-        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
-        for name, sql in rows:
-            if sql.upper().startswith("CREATE VIRTUAL"):  # declares its columns on first use, which is no reading
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute(f"SELECT * FROM {quote(name)} LIMIT 0").fetchall()
-        return Sandbox(connection, [name for name, _ in rows])
+        return sandbox_over(self._connect(self.schema))
 
     def __repr__(self) -> str:
         return f"Database({self.id!r})"
@@ -173,11 +165,6 @@ class _OpenSandboxes:
 
 
 _OPEN = _OpenSandboxes(limit=32)
-
-
-def quote(name: str) -> str:
-    """An identifier as SQLite reads it."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def unique_names(header: Sequence[str]) -> list[str]:

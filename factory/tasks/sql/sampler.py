@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from agents.sandbox import ExecError
 from factory.tasks.sql import english
 from factory.tasks.sql.database import Database, quote
 from factory.tasks.sql.dialect import canonicalise
-from factory.tasks.sql.sandbox import ExecError
 from factory.tasks.sql.schema import Schema
 from factory.tasks.sql.sketch import Aggregate, Filter, Item, Link, Operator, SetWord, Sketch, name, without_filters, write
 from factory.tasks.task import AnswerError

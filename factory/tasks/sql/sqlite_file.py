@@ -1,7 +1,7 @@
 """Open a user's SQLite file without changing a byte of it, and read its schema.
 
 Does: check the file, connect with mode=ro (and immutable where nothing is pending), read tables, views, keys, types and values.
-Does not: run model-written SQL; that goes through `sandbox.Sandbox`.
+Does not: run model-written SQL; that goes through `agents.sandbox`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from agents.sandbox import DatabaseFileError, connect_read_only, read_only_uri
 from factory.tasks.sql.database import Database, quote
 from factory.tasks.sql.schema import Column, ColumnType, ForeignKey, Schema, Table
 from factory.tasks.task import TaskError
 
-MAGIC = b"SQLite format 3\0"
 SAMPLES = 20
 """Sample values kept in the schema for each column."""
 LINKED_VALUES = 5_000
@@ -31,7 +31,7 @@ def open_file(path: Path) -> Database:
     not SQLite, damaged, or without tables."""
     uri = _uri(path)
     try:
-        with closing(_connect(uri)) as connection:
+        with closing(connect_read_only(uri)) as connection:
             schema = read_schema(connection, path.stem)
     except sqlite3.Error as error:
         raise TaskError(
@@ -44,10 +44,10 @@ def open_file(path: Path) -> Database:
         table, wanted = schema.columns[column]
         if wanted.type in ("other", "number"):
             return ()
-        with closing(_connect(uri)) as connection:
+        with closing(connect_read_only(uri)) as connection:
             return _distinct(connection, table.name, wanted.name, LINKED_VALUES)
 
-    return Database(path.stem, lambda: schema, lambda _: _connect(uri), has_rows=True, values=values)
+    return Database(path.stem, lambda: schema, lambda _: connect_read_only(uri), has_rows=True, values=values)
 
 
 def read_schema(connection: sqlite3.Connection, name: str) -> Schema:
@@ -146,29 +146,7 @@ def _foreign_keys(connection: sqlite3.Connection, table: str, tables: tuple[Tabl
 
 
 def _uri(path: Path) -> str:
-    """A URI that opens the file read-only; immutable when in WAL mode with nothing pending, so that no -shm file is made."""
     try:
-        if path.is_dir():
-            raise TaskError(f"--db {path}: is a directory; give a SQLite file")
-        with path.open("rb") as file:
-            head = file.read(100)
-    except OSError as error:
-        raise TaskError(
-            f"--db {path}: cannot be read ({error.strerror}); give a SQLite file that exists and is readable"
-        ) from None
-    if not head:
-        raise TaskError(f"--db {path}: is empty; give a SQLite file with data in it")
-    if not head.startswith(MAGIC):
-        raise TaskError(f"--db {path}: is not a SQLite file (it starts with {head[:12]!r}); give one")
-    wal = path.with_name(path.name + "-wal")
-    pending = wal.exists() and wal.stat().st_size > 0
-    settled = len(head) > 19 and head[18] == 2 and not pending
-    return path.resolve().as_uri() + "?mode=ro" + ("&immutable=1" if settled else "")
-
-
-def _connect(uri: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(uri, uri=True, check_same_thread=False, cached_statements=0, isolation_level=None)
-    connection.text_factory = lambda data: data.decode("utf-8", "replace")
-    connection.execute("PRAGMA query_only=ON")
-    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    return connection
+        return read_only_uri(path)
+    except DatabaseFileError as error:
+        raise TaskError(f"--db {error}") from None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from agents.sandbox import VALUE_BYTES
 from factory.tasks.sql.database import Database, ExecError, Limits
-from factory.tasks.sql.sandbox import VALUE_BYTES
 
 LIMITS = Limits(seconds=0.3, rows=1000, result_bytes=1 << 20)
 SLACK_S = 3.0

@@ -2,17 +2,20 @@
 
 Does: guard a connection (authorizer that allows reading only, allow-list of functions, SQLite limits), run one statement
 with a limit on time, rows and bytes, and name what went wrong. Spilled sorts go to SQLite's temporary files, never to the heap.
-Does not: know schemas or tasks; `database.py` opens the connections.
+Open a user's file so that no byte of it changes.
+Does not: know schemas or tasks (`factory.tasks.sql.database`) or personas (`agents.toolbox.sqlite`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 ErrorKind = Literal["does-not-run", "time-out", "too-many-rows", "not-read-only", "too-large"]
@@ -21,19 +24,22 @@ Cell = str | int | float | bytes | None
 
 @dataclass(frozen=True)
 class Limits:
-    """What one statement may cost: seconds of wall-clock time, rows, and bytes of all cells together."""
+    """What one statement may cost: seconds of wall-clock time, rows, and bytes of all cells together. With `first` a result that
+    is too long is cut, not refused."""
 
     seconds: float = 2.0
     rows: int = 10_000
     result_bytes: int = 8 << 20
+    first: bool = False
 
 
 @dataclass(frozen=True)
 class Result:
-    """Column names as SQLite gives them, and the rows in the order they came."""
+    """Column names as SQLite gives them, and the rows in the order they came; `more` when there were others."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    more: bool = False
 
 
 class ExecError(Exception):
@@ -83,11 +89,63 @@ FUNCTIONS = frozenset(_ALLOWED.split())
 two thousand million digits by digit) and whatever is added to a build."""
 
 _FIRST_WORD = re.compile(r"(?>(?>\s|;|--[^\n]*\n|/\*.*?\*/)*)([A-Za-z]*)", re.DOTALL)
+_MAGIC = b"SQLite format 3\0"
 _READING = ("SELECT", "WITH", "VALUES")
 
 
 class SandboxClosed(Exception):
     """The connection was closed to make room; open the database again."""
+
+
+class DatabaseFileError(Exception):
+    """A file that cannot be opened as a database: one sentence that begins with its path."""
+
+
+def read_only_uri(path: Path) -> str:
+    """A URI that opens the file read-only; immutable when in WAL mode with nothing pending, so that no -shm file is made.
+
+    Raises DatabaseFileError when it is missing, unreadable, empty or not SQLite."""
+    try:
+        if path.is_dir():
+            raise DatabaseFileError(f"{path}: is a directory; give a SQLite file")
+        with path.open("rb") as file:
+            head = file.read(100)
+    except OSError as error:
+        raise DatabaseFileError(
+            f"{path}: cannot be read ({error.strerror}); give a SQLite file that exists and is readable"
+        ) from None
+    if not head:
+        raise DatabaseFileError(f"{path}: is empty; give a SQLite file with data in it")
+    if not head.startswith(_MAGIC):
+        raise DatabaseFileError(f"{path}: is not a SQLite file (it starts with {head[:12]!r}); give one")
+    wal = path.with_name(path.name + "-wal")
+    pending = wal.exists() and wal.stat().st_size > 0
+    settled = len(head) > 19 and head[18] == 2 and not pending
+    return path.resolve().as_uri() + "?mode=ro" + ("&immutable=1" if settled else "")
+
+
+def connect_read_only(uri: str) -> sqlite3.Connection:
+    """A connection to what `read_only_uri` gave, its schema read. Raises sqlite3.Error for a damaged file."""
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False, cached_statements=0, isolation_level=None)
+    connection.text_factory = _decode
+    connection.execute("PRAGMA query_only=ON")
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return connection
+
+
+def sandbox_over(connection: sqlite3.Connection) -> Sandbox:
+    """The connection's tables and views behind a guard; the connection belongs to the sandbox from now on."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    for name, sql in rows:
+        if sql.upper().startswith("CREATE VIRTUAL"):  # declares its columns on first use, which is no reading
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute(f"SELECT * FROM {quote(name)} LIMIT 0").fetchall()
+    return Sandbox(connection, [name for name, _ in rows])
+
+
+def quote(name: str) -> str:
+    """An identifier as SQLite reads it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 class Sandbox:
@@ -167,9 +225,13 @@ class Sandbox:
         size = 0
         for row in cursor:
             if len(rows) == limits.rows:
+                if limits.first:
+                    return Result(columns, tuple(rows), more=True)
                 raise ExecError("too-many-rows", f"more than {limits.rows:,} rows")
             size += sum(len(cell) if isinstance(cell, str | bytes) else 8 for cell in row)
             if size > limits.result_bytes:
+                if limits.first and rows:
+                    return Result(columns, tuple(rows), more=True)
                 raise ExecError("too-large", f"the result is larger than {limits.result_bytes:,} bytes")
             rows.append(row)
         return Result(columns, tuple(rows))
