@@ -1,0 +1,58 @@
+"""How sure a model was, by its own probabilities: pure functions over a reply's log-probabilities.
+
+Does: length-normalised log-probability, smallest margin, agreement of several samples, the threshold a card's calibration gives.
+Does not: ask a model. Log-probabilities are those of the constrained distribution, so what the grammar forced counts as sure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from agents.card import CalibrationEntry
+from agents.chat import TokenLogprob
+
+Measure = Literal["mean", "margin", "agreement"]
+
+
+def mean_probability(logprobs: Sequence[TokenLogprob]) -> float | None:
+    """exp of the mean log-probability of the tokens, 0-1 (what an evaluation calibrates); None without any."""
+    if not logprobs:
+        return None
+    return min(1.0, math.exp(sum(token.logprob for token in logprobs) / len(logprobs)))
+
+
+def margin(logprobs: Sequence[TokenLogprob]) -> float | None:
+    """The smallest lead of a chosen token over the best other one, in probability, 0-1 (a token without a rival leads by its whole
+    probability); negative when sampling took a less likely one. None when no token names alternatives."""
+    leads = []
+    for token in logprobs:
+        others = [value for id, text, value in token.top if (id, text) != (token.id, token.token)]
+        if token.top:
+            leads.append(math.exp(token.logprob) - (math.exp(max(others)) if others else 0.0))
+    return min(leads) if leads else None
+
+
+def agreement(first: Any, others: Sequence[Any]) -> float:
+    """Share of all answers, the first included, that equal the first."""
+    return (1 + sum(other == first for other in others)) / (1 + len(others))
+
+
+def majority(answers: Sequence[Any]) -> tuple[Any, float]:
+    """The commonest answer (the earliest of equals) and its share. Raises ValueError for no answers."""
+    if not answers:
+        raise ValueError("no answers to choose from")
+    keys = [repr(answer) for answer in answers]
+    key, n = Counter(keys).most_common(1)[0]
+    return answers[keys.index(key)], n / len(answers)
+
+
+def threshold_for(calibration: Sequence[CalibrationEntry], accuracy: float) -> float | None:
+    """The lowest confidence from which kept answers are right at least this often; without one that good, the strictest there
+    is; None without a calibration."""
+    if not calibration:
+        return None
+    good = [entry.threshold for entry in calibration if entry.accuracy >= accuracy]
+    return min(good) if good else max(entry.threshold for entry in calibration)

@@ -1,0 +1,100 @@
+"""A task as a persona sees it: the prompt, constraint and parser of one question, exactly those an evaluation uses.
+
+Does: bind a task to a card's dialect and to what is asked about (sql: a database), for `Persona.from_artifact`; judge answers
+that a larger model gave, for `python -m agents.harvest`. Announced as the entry points `penknife.tasks`.
+Does not: ask a model.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agents.artifact import Asked, card_hash
+from agents.card import CalibrationEntry, Card, CardError
+from factory.tasks import get_task
+from factory.tasks.task import Dialect, Example, Task, TaskError
+
+DATABASES_KEPT = 64
+
+
+def answerer(name: str, card: Card | None = None, **context: Any) -> TaskAnswerer:
+    """The face of the task `name` for an artifact with this card; without one it speaks plainly.
+
+    `context`, for sql: db=FILE.sqlite, or database= an open `Database`; both may also come with each question. Raises TaskError
+    for an unknown task or context, CardError for a card of a newer version of the task.
+    """
+    task = get_task(name)
+    if card is not None and card.task_version > task.version:
+        raise CardError(
+            f"{card.name}: made for version {card.task_version} of the task {name!r}, newer than the {task.version} of this "
+            "program; update penknife"
+        )
+    bound = TaskAnswerer(name, task, card.dialect if card is not None else "plain", card)
+    return replace(bound, context=bound.opened(context) if context else None)
+
+
+@dataclass(frozen=True)
+class TaskAnswerer:
+    """See `agents.artifact.Answerer`."""
+
+    name: str
+    task: Task
+    dialect: Dialect
+    card: Card | None
+    context: Any = None
+    _opened: OrderedDict[str, Any] = field(default_factory=OrderedDict, compare=False, repr=False)
+
+    @property
+    def card_sha256(self) -> str | None:
+        return card_hash(self.card) if self.card is not None else None
+
+    @property
+    def calibration(self) -> tuple[CalibrationEntry, ...]:
+        return self.card.calibration if self.card is not None and self.dialect == self.card.dialect else ()
+
+    def ask(self, text: str, **variables: Any) -> Asked:
+        example = self._example(text, variables)
+        return Asked(
+            self.task.messages(example, self.dialect),
+            self.task.constraint(example, self.dialect),
+            lambda completion: self.task.decode(example, completion, self.dialect),
+        )
+
+    def plain(self) -> TaskAnswerer:
+        return replace(self, dialect="plain")
+
+    def verify(self, question: str, answer: str) -> str:
+        verdict = self.task.verify(self._example(question, {}), answer)
+        return "ok" if verdict.ok else verdict.reason
+
+    def opened(self, variables: dict[str, Any]) -> Any:
+        """What a question is asked about. Raises TaskError."""
+        if self.name != "sql":
+            if set(variables) - {"context"}:
+                raise TaskError(f"the task {self.name!r} knows no {', '.join(variables)}; give context=…")
+            return variables.get("context")
+        unknown = set(variables) - {"db", "database"}
+        if unknown:
+            raise TaskError(f"the sql task knows no {sorted(unknown)[0]!r}; give db=FILE.sqlite, or database= one that is open")
+        if variables.get("database") is not None:
+            return variables["database"]
+        path = str(variables["db"])
+        if path not in self._opened:
+            from factory.tasks.sql.database import Database
+
+            self._opened[path] = Database.from_file(Path(path))
+            if len(self._opened) > DATABASES_KEPT:
+                self._opened.popitem(last=False)
+        return self._opened[path]
+
+    def _example(self, text: str, variables: dict[str, Any]) -> Example:
+        context = self.opened(variables) if variables else self.context
+        if context is None:
+            raise TaskError(
+                f"the {self.name} persona is asked about {'a database' if self.name == 'sql' else 'something'}, and none is given; "
+                f"give {'db=FILE.sqlite' if self.name == 'sql' else 'context=…'} when it is made or with the question"
+            )
+        return Example("question", text, context, str(getattr(context, "id", "")))
