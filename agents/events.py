@@ -189,11 +189,11 @@ class NodeFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class NodeEnded(Event):
-    """A node is done: the fields it set, and what it appended to list fields."""
+    """A node is done: the fields it set, and what it added to list, dict and set fields."""
 
     kind: ClassVar[str] = "node_ended"
     changes: dict[str, Any] = field(default_factory=dict)
-    appended: dict[str, list[Any]] = field(default_factory=dict)
+    added: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,9 +90,9 @@ class AgentGraph:
     ) -> Any:
         """Make a function of the state a node, under its own name.
 
-        It returns the new state, a dict of changes, `g.goto(...)`, a Choice, several gotos, or None (what it changed in its own copy
-        counts in every case). A failed try is repeated `retries` times; `timeout_s` bounds each. `goes` names the targets it may go
-        to by itself, for `check` and `mermaid`. Raises GraphError for a second node of that name or a second start.
+        It returns the new state, a dict of changes, `g.goto(...)`, a Choice, several gotos, or None; what it changed in its own
+        copy counts in every case. A failed try is repeated `retries` times; `timeout_s` bounds each. `goes` names the targets it
+        may go to by itself, for `check` and `mermaid`. Raises GraphError for a second node of that name or a second start.
         """
 
         def add(fn: Any) -> Any:
@@ -160,7 +160,7 @@ class AgentGraph:
         self._plan = None
 
     def edge(self, source: Any, target: Any) -> None:
-        """After `source` comes `target` (names, functions, personas, graphs, END). Several edges from one node run in parallel."""
+        """After `source` comes `target` (names, functions, personas, END). Several edges from one node run in parallel."""
         ends = name_of(source), name_of(target)
         if ends[0] == END:
             raise GraphError(f"nothing comes after END: g.edge(END, {ends[1]!r})")
@@ -234,7 +234,7 @@ class AgentGraph:
         value: Any = MISSING,
         cancel: threading.Event | None = None,
     ) -> Run:
-        """`run` for asyncio: async nodes and personas are awaited, other nodes run in threads and never hold the event loop up."""
+        """`run` for asyncio: async nodes and personas are awaited, other nodes run in threads of their own."""
         stop = cancel if cancel is not None else threading.Event()
         loop = self._begin(state, thread, store, max_steps, value, stop)
         try:
@@ -473,8 +473,8 @@ class AgentGraph:
                 loop.begin()
             elif given is not None and given != began:
                 raise GraphError(
-                    f"thread {thread!r} has an unfinished run at step {loop.step} of another state: g.resume({thread!r}) goes on with "
-                    f"it; another thread name begins anew"
+                    f"thread {thread!r} has an unfinished run of another state at step {loop.step}: g.resume({thread!r}) goes on "
+                    f"with it; another thread name begins anew"
                 )
             state, at = self.fields.copy(loop.state).__dict__, None if fresh else loop.step
             loop.sink(ev.RunStarted(self.name, state, at, at_ms=loop.now(), thread=thread))

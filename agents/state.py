@@ -87,7 +87,7 @@ class Fields:
         return self._adapters[name]
 
     def verify(self, state: BaseModel) -> None:
-        """Raise GraphError when an instance made without validation does not fit. Classes with validators of their own are trusted."""
+        """Raise GraphError when an instance made without validation does not fit; classes with own validators are trusted."""
         if len(self._plain) == len(self.names):
             try:
                 self.cls.__pydantic_validator__.validate_python(state.__dict__, by_name=True)

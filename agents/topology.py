@@ -88,7 +88,7 @@ def code_of(function: Any) -> CodeType | None:
         function,
         getattr(function, "__wrapped__", None),
         getattr(function, "func", None),
-        getattr(function, "__call__", None),
+        vars(type(function)).get("__call__"),
     ):
         code = getattr(one, "__code__", None) or getattr(getattr(one, "__func__", None), "__code__", None)
         if isinstance(code, CodeType):
@@ -102,7 +102,7 @@ def spoken(code: CodeType | None) -> tuple[bool, frozenset[str]]:
         return True, frozenset()
     codes = list(_nested(code))
     names = {name for one in codes for name in (*one.co_names, *one.co_freevars)}
-    words = {word for one in codes for word in _strings(one.co_consts)}
+    words = {word for one in codes for word in _strings(one.co_consts)} | ({str(END)} if "END" in names else set())
     return bool(names & _GOING), frozenset(words)
 
 
@@ -160,7 +160,7 @@ def make_plan(name: str, fields: Fields, nodes: dict[str, Node], links: Sequence
         else:
             own = ()
         ways[node.name] = tuple(dict.fromkeys((*edges[node.name], *own)))
-        hinted = tuple(one for one in names if one in node.hints) if node.roams and node.goes is None else own
+        hinted = tuple(one for one in (*names, END) if one in node.hints) if node.roams and node.goes is None else own
         drawn[node.name] = tuple(dict.fromkeys((*edges[node.name], *hinted)))
         for what, chosen in (("reads", node.reads), ("writes", node.writes)):
             for one in chosen:
@@ -178,8 +178,8 @@ def make_plan(name: str, fields: Fields, nodes: dict[str, Node], links: Sequence
     start = starts[0]
     reached = _reach(ways, start) | {start}
     wrong += [
-        f"node {one!r} cannot be reached from the start {start!r}: add g.edge(..., {one!r}), or name it in goes=[...] of the node "
-        f"that goes there"
+        f"node {one!r} cannot be reached from the start {start!r}: add g.edge(..., {one!r}), or name it in goes=[...] of "
+        f"the node that goes there"
         for one in nodes
         if one not in reached
     ]
@@ -219,7 +219,9 @@ def draw(plan: Plan) -> str:
     lines.append("    finish((end))")
     for name, node in plan.nodes.items():
         lines += [f"    {number[name]} --> {number[target]}" for target in plan.edges[name]]
-        named = node.goes if node.goes is not None else tuple(one for one in plan.nodes if node.roams and one in node.hints)
+        named = (
+            node.goes if node.goes is not None else tuple(one for one in (*plan.nodes, END) if node.roams and one in node.hints)
+        )
         lines += [f"    {number[name]} -.-> {number[target]}" for target in named if target not in plan.edges[name]]
         if node.roams and node.goes is None and not named and not plan.edges[name]:
             lines.append(f'    {number[name]} -.-> {number[name]}any{{{{"any node"}}}}')

@@ -209,7 +209,7 @@ def _shape(event: ev.Event) -> tuple[str, Any] | None:
         case ev.NodeStarted():
             return "node", event.node
         case ev.NodeEnded():
-            return "changes", to_jsonable_python([event.changes, event.appended], serialize_unknown=True)
+            return "changes", to_jsonable_python([event.changes, event.added], serialize_unknown=True)
         case ev.EdgeTaken():
             return "edge", (event.source, event.target)
         case ev.ToolCalled():
