@@ -1,4 +1,4 @@
-"""GGUF models through llama.cpp as a ChatModel: one set of weights for every persona and thread, many requests decoded at once.
+"""GGUF models through llama.cpp as a ChatModel: one set of weights for every persona and thread, many requests decoded together.
 
 Does: render messages with the file's own template, cut prompts by a stated policy before decoding, hand requests of all threads
 to one engine per file, read its answers, score whole texts.
@@ -9,7 +9,7 @@ Does not: convert or quantize (`export`), parse calls out of text, or summarise.
 Opening a file again while it is open shares its weights, memory and batches; each opening is closed by itself.
 Greedy answers of requests decoded together may differ from those decoded alone where two tokens are about equally likely:
 llama.cpp adds up in another order (logits move by up to 0.03 at 16-bit keys and values).
-`slots=1, kept=0` decodes every request by itself.
+`batch=1, kept=0` decodes every request by itself.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class LlamaCppOptions(BaseModel):
     """most tokens of prompt and answer together; default: what the model was trained for, or what kv_tokens hold"""
     kv_tokens: int | None = Field(default=None, ge=32)
     """tokens kept in memory for all requests and kept beginnings together; default: 32 MiB worth, at least one context"""
-    slots: int = Field(default=16, ge=1, le=128)
-    """requests decoded at once"""
-    kept: int = Field(default=16, ge=0, le=96)
+    batch: int = Field(default=16, ge=1, le=192)
+    """requests decoded together"""
+    kept: int = Field(default=16, ge=0, le=48)
     """texts and personas' prompts kept in memory when nobody is using them; 0 works every prompt out anew"""
     threads: int | None = Field(default=None, ge=1)
-    """default: the cores this process may use"""
+    """default: the cores this process may use, or OMP_NUM_THREADS"""
     overflow: Overflow = "truncate"
     """a prompt that is too long loses its first tokens (truncate) or its oldest turns (drop_oldest), or is refused"""
     thinking: bool = False
@@ -173,7 +173,7 @@ class LlamaCppModel:
         running: dict[int, Job] = {}
         cuts: dict[int, int] = {}
         coming = iter(range(len(requests)))
-        window = 2 * self._options.slots
+        window = 2 * self._options.batch
         more = True
         try:
             while more or running:

@@ -1,6 +1,6 @@
 """One request as the engine sees it: tokens in, tokens and text out.
 
-Does: hold what was asked and what came of it, turn tokens into text as they come, find stop texts, hand on text that can no longer
+Does: hold what was asked and what came of it, turn tokens into text as they come, find stop texts, hand on what can no longer
 be taken back. Does not: decode, or choose a token.
 """
 

@@ -69,8 +69,11 @@ def library() -> Library:
     return Library(api)
 
 
-def physical_cores() -> int:
-    """Cores this process may use, two threads of one core counted once: more threads than that only wait for each other."""
+def usable_cores() -> int:
+    """Cores this process may use, two threads of one core counted once, no more than OMP_NUM_THREADS.
+
+    More threads than free cores only wait for each other, and llama.cpp waits by spinning: it then slows down many times over.
+    """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in allowed:
@@ -79,7 +82,8 @@ def physical_cores() -> int:
         except OSError:
             siblings = str(cpu)
         cores.add(siblings)
-    return max(1, len(cores))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(len(cores), int(asked)) if asked.isdigit() else len(cores))
 
 
 def _prototype(dll: Any, name: str, result: Any, *arguments: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agents.constrain import Engine
 from agents.models.llama_engine import LlamaEngine
-from agents.models.llama_library import physical_cores
+from agents.models.llama_library import usable_cores
 from agents.models.llama_weights import Weights
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class Shared:
             self.engine = LlamaEngine(
                 self.weights,
                 lambda: self.grammar,
-                slots=options.slots,
+                slots=options.batch,
                 kept=options.kept,
                 cells=cells,
-                threads=options.threads or physical_cores(),
+                threads=options.threads or usable_cores(),
                 tokens=min(options.batch_tokens, cells),
                 flash=options.flash,
             )
@@ -73,5 +73,5 @@ def _cells(weights: Weights, options: LlamaCppOptions) -> int:
         return options.kv_tokens
     least = context if options.context is not None else min(context, DEFAULT_CONTEXT)
     affordable = KV_BYTES // max(1, weights.kv_bytes)
-    cells = max(least, min(affordable, (options.slots + options.kept) * context))
+    cells = max(least, min(affordable, (options.batch + options.kept) * context))
     return -(-cells // 256) * 256
