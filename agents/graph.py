@@ -522,4 +522,5 @@ class AgentGraph:
 
     @staticmethod
     def _left(loop: Loop) -> Run:
-        return Run(loop.state, loop.trace, loop.reason or "error", loop.detail, loop.thread, loop.taken)
+        waits = next((task.interrupt for task in loop.round if task.interrupt is not None), None)
+        return Run(loop.state, loop.trace, loop.reason or "error", loop.detail, loop.thread, loop.taken, waits)

@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -239,7 +239,7 @@ class Loop:
                 self.end("error", str(task.error))
                 raise task.error
         if any(task.interrupt is not None for task in self.round):
-            self.end("interrupted")
+            self._still_waiting()
         elif any(task.changes is None for task in self.round):
             self.end("cancelled")
         else:

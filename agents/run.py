@@ -25,14 +25,8 @@ class Run:
     detail: str = ""
     thread: str | None = None
     steps: int = 0
-
-    @property
-    def interrupted(self) -> ev.Interrupted | None:
-        """What the run waits for (`g.resume(thread, answer)`); None when it waits for nothing."""
-        if self.reason != "interrupted":
-            return None
-        found: list[ev.Interrupted] = self.trace.of(ev.Interrupted)
-        return found[0] if found else None
+    interrupted: ev.Interrupted | None = None
+    """What the run waits for (`g.resume(thread, answer)`); the first, when parallel branches ask."""
 
     @property
     def usage(self) -> dict[str, PersonaUsage]:
