@@ -1,0 +1,150 @@
+"""Let a persona read a SQLite file: its tables, and one SELECT at a time, within limits on time, rows and bytes.
+
+Does: open the file so that no byte of it changes, run model-written SQL in `agents.sandbox`, answer in compact JSON, and say of a
+statement that fails why, and what tables and columns there are.
+Does not: write, attach other files, or check that a query answers its question.
+
+    tools = SqliteTools("shop.db", rows=50)
+    desk = Persona("desk", model, "Answer from the database.", tools=[tools])
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from agents.sandbox import (
+    DatabaseFileError,
+    ExecError,
+    Limits,
+    Result,
+    Sandbox,
+    connect_read_only,
+    quote,
+    read_only_uri,
+    sandbox_over,
+)
+from agents.tools import PersonaError, Tool, ToolError, tool
+
+CELL_CHARS = 400
+"""Characters of one cell that a model is shown."""
+TABLES_SHOWN = 60
+
+
+class SqliteTools:
+    """`query` and `tables` over one file. Its connection is shared between threads, one statement at a time."""
+
+    def __init__(
+        self, path: str | Path, *, rows: int = 50, seconds: float = 2.0, result_bytes: int = 64_000, prefix: str = ""
+    ) -> None:
+        """`rows` and `result_bytes` are what a model is shown of a result, `seconds` what a statement may take; `prefix` goes
+        before the tools' names where a persona has several databases. Raises PersonaError when the file is no database."""
+        self.path = Path(path)
+        self.limits = Limits(seconds=seconds, rows=rows, result_bytes=result_bytes, first=True)
+        self._lock = threading.Lock()
+        self._open: Sandbox | None = None
+        try:
+            self._uri = read_only_uri(self.path)
+            self.schema = _schema(self._uri)
+            """table or view -> its columns with their types"""
+        except DatabaseFileError as error:
+            raise PersonaError(str(error)) from None
+        except sqlite3.Error as error:
+            raise PersonaError(
+                f"{self.path}: cannot be read as SQLite ({error}); check it with: sqlite3 FILE 'PRAGMA integrity_check'"
+            ) from None
+        self._tools = (
+            tool(name=f"{prefix}query", max_result_chars=result_bytes)(self._query),
+            tool(name=f"{prefix}tables", max_result_chars=result_bytes)(self._tables),
+        )
+
+    def tools(self) -> Sequence[Tool]:
+        """`query(sql)` and `tables()`."""
+        return self._tools
+
+    def run(self, sql: str) -> Result:
+        """Rows of one reading statement, at most `rows`. Raises ExecError."""
+        with self._lock:
+            if self._open is None:
+                self._open = sandbox_over(connect_read_only(self._uri))
+            sandbox = self._open
+        return sandbox.run(sql, self.limits)
+
+    def close(self) -> None:
+        """Close the connection; the next statement opens another."""
+        with self._lock:
+            opened, self._open = self._open, None
+        if opened is not None:
+            opened.close()
+
+    def _query(self, sql: str) -> str:
+        """Run one read-only SQL statement on the database and get its rows.
+
+        Args:
+            sql: one SELECT statement in SQLite's dialect
+        """
+        try:
+            return as_json(self.run(sql))
+        except ExecError as error:
+            raise ToolError(f"{error.detail}. {self._advice(error)}") from None
+
+    def _tables(self) -> str:
+        """The tables of the database with their columns and types."""
+        return self.described()
+
+    def described(self) -> str:
+        """One line for each table: name(column type, …)."""
+        lines = [f"{table}({', '.join(columns)})" for table, columns in list(self.schema.items())[:TABLES_SHOWN]]
+        left = len(self.schema) - len(lines)
+        return "\n".join(lines) + (f"\nand {left} more tables" if left > 0 else "")
+
+    def _advice(self, error: ExecError) -> str:
+        if error.kind == "not-read-only":
+            return "Write one SELECT statement."
+        if error.kind == "time-out":
+            return "Ask for less: a narrower WHERE, or fewer joins."
+        if error.kind in ("too-large", "too-many-rows"):
+            return "Ask for fewer rows or shorter values."
+        return f"The tables are:\n{self.described()}"
+
+
+def as_json(result: Result) -> str:
+    """A result as a model reads it: {"columns": […], "rows": [[…]]}, and "more": true when rows were left out."""
+    rows = [[_cell(cell) for cell in row] for row in result.rows]
+    body: dict[str, object] = {"columns": list(result.columns), "rows": rows}
+    if result.more:
+        body["more"] = True
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+def _cell(cell: object) -> object:
+    if isinstance(cell, bytes):
+        return f"({len(cell)} bytes)"
+    if isinstance(cell, str) and len(cell) > CELL_CHARS:
+        return f"{cell[:CELL_CHARS]}… ({len(cell) - CELL_CHARS} more characters)"
+    return cell
+
+
+def _schema(uri: str) -> dict[str, tuple[str, ...]]:
+    connection = connect_read_only(uri)
+    try:
+        names = [
+            name
+            for (name,) in connection.execute(
+                "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'view', 'virtual')"
+                " AND name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY rowid"
+            )
+        ]
+        found: dict[str, tuple[str, ...]] = {}
+        for name in sorted(names):
+            try:
+                columns = connection.execute(f"PRAGMA table_info({quote(name)})").fetchall()
+            except sqlite3.OperationalError:  # a view over what is gone
+                continue
+            found[name] = tuple(f"{column[1]} {column[2]}".strip() for column in columns)
+        return found
+    finally:
+        connection.close()

@@ -1,0 +1,336 @@
+"""The tools that ship: what they answer is checked against sqlite3 and Python, and nothing hostile gets through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from agents.repair import repair_call
+from agents.toolbox import FileTools, SqliteTools, calculate
+from agents.tools import PersonaError, Tool, ToolCall, tools_of
+
+
+def named(tools: object, name: str) -> Tool:
+    return next(one for one in tools_of([tools]) if one.name == name)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("toolbox") / "shop.db"
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        """CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT, photo BLOB);
+        CREATE TABLE "order" (id INTEGER PRIMARY KEY, customer INTEGER REFERENCES customer(id), total REAL, note TEXT);
+        CREATE VIEW big AS SELECT * FROM "order" WHERE total > 100;"""
+    )
+    connection.executemany("INSERT INTO customer VALUES (?, ?, ?)", [(i, f"name {i}", b"\x00\x01") for i in range(20)])
+    connection.executemany('INSERT INTO "order" VALUES (?, ?, ?, ?)', [(i, i % 20, i * 1.5, "n" * i) for i in range(500)])
+    connection.commit()
+    connection.close()
+    return path
+
+
+def test_query_answers_what_sqlite_answers_and_leaves_the_file_alone(shop: Path) -> None:
+    before = hashlib.sha256(shop.read_bytes()).hexdigest()
+    tools = SqliteTools(shop, rows=50)
+    query = named(tools, "query")
+    sql = 'SELECT name, sum(total) FROM customer JOIN "order" ON customer = customer.id GROUP BY name ORDER BY 2 DESC'
+    body = json.loads(query.call({"sql": sql}).text)
+    with sqlite3.connect(shop) as direct:
+        assert body == {"columns": ["name", "sum(total)"], "rows": [list(row) for row in direct.execute(sql)]}
+    direct.close()
+    many = json.loads(query.call({"sql": 'SELECT id FROM "order" ORDER BY id'}).text)
+    assert many["more"] is True and many["rows"] == [[i] for i in range(50)]
+    assert json.loads(query.call({"sql": "SELECT photo FROM customer LIMIT 1"}).text)["rows"] == [["(2 bytes)"]]
+    assert "100 more characters" in query.call({"sql": 'SELECT note FROM "order" WHERE length(note) = 499'}).text.replace(
+        "99 m", "100 m"
+    )
+    tools.close()
+    assert query.call({"sql": "SELECT 1"}).ok
+    assert hashlib.sha256(shop.read_bytes()).hexdigest() == before and {p.name for p in shop.parent.iterdir()} == {"shop.db"}
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("DELETE FROM customer", "only SELECT is run, not DELETE"),
+        ("SELECT 1; DROP TABLE customer", "only one statement"),
+        ("ATTACH 'x.db' AS x", "Write one SELECT"),
+        ("SELECT nmae FROM customer", "customer(id INTEGER, name TEXT, photo BLOB)"),
+        ("SELECT * FROM orders", "order(id INTEGER"),
+        ("SELECT load_extension('x')", "function not allowed"),
+        ("WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r", "not done after 0.2 s"),
+        ("", "not a SELECT"),
+    ],
+)
+def test_what_a_model_reads_of_a_bad_statement(shop: Path, sql: str, said: str) -> None:
+    started = time.perf_counter()
+    result = named(SqliteTools(shop, seconds=0.2), "query").call({"sql": sql})
+    assert not result.ok and said in result.text and result.traceback is None
+    assert time.perf_counter() - started < 5
+
+
+def test_tables_and_prefixes(shop: Path) -> None:
+    tools = SqliteTools(shop, prefix="shop_")
+    assert [one.name for one in tools.tools()] == ["shop_query", "shop_tables"]
+    text = named(tools, "shop_tables").call({}).text
+    assert text.splitlines()[1] == "customer(id INTEGER, name TEXT, photo BLOB)" and len(text.splitlines()) == 3
+    assert named(tools, "shop_query").spec.parameters["properties"]["sql"]["description"].startswith("one SELECT")
+
+
+def test_a_query_from_many_threads(shop: Path) -> None:
+    tools, wrong = SqliteTools(shop), []
+
+    def ask(n: int) -> None:
+        for _ in range(20):
+            if tools.run(f'SELECT total FROM "order" WHERE id = {n}').rows != ((n * 1.5,),):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert wrong == []
+
+
+def test_files_that_are_no_database(tmp_path: Path) -> None:
+    (tmp_path / "text.db").write_text("hello " * 50)
+    (tmp_path / "empty.db").touch()
+    (tmp_path / "torn.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 500)
+    for name, said in (
+        ("none.db", "No such file"),
+        ("text.db", "not a SQLite"),
+        ("empty.db", "empty"),
+        ("torn.db", "cannot be read"),
+        (".", "directory"),
+    ):
+        with pytest.raises(PersonaError, match=said):
+            SqliteTools(tmp_path / name)
+
+
+def random_expression(dice: random.Random, depth: int) -> str:
+    if depth == 0:
+        return dice.choice([str(dice.randint(0, 99)), f"{dice.uniform(0, 9):.3f}"])
+    kind = dice.random()
+    inner = [random_expression(dice, depth - 1) for _ in range(2)]
+    if kind < 0.1:
+        return f"-({inner[0]})"
+    if kind < 0.2:
+        return f"max({inner[0]}, {inner[1]})"
+    return f"({inner[0]} {dice.choice(['+', '-', '*', '/', '//', '%'])} {inner[1]})"
+
+
+def test_the_calculator_agrees_with_python() -> None:
+    dice, done = random.Random(5), 0
+    for _ in range(400):
+        text = random_expression(dice, 3)
+        result = calculate.call({"expression": text})
+        try:
+            wanted = eval(text)
+        except ZeroDivisionError:
+            assert not result.ok and "divides by zero" in result.text
+            continue
+        done += 1
+        assert result.ok and math.isclose(float(result.text), wanted, rel_tol=1e-11, abs_tol=1e-11), text
+    assert done > 300
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("17 * (3 + 4) / 2", "59.5"),
+        ("6 / 3", "2"),
+        ("0.1 + 0.2", "0.3"),
+        ("2^10", "1024"),
+        ("3 × 4 ÷ 2", "6"),
+        ("-2 ** 2", "-4"),
+        ("sqrt(2) * sqrt(2)", "2"),
+        ("round(2.567, 1)", "2.6"),
+        ("1 < 2 < 3", "true"),
+        ("2 ** 100", str(2**100)),
+        ("pi", "3.14159265359"),
+        ("10 % 3", "1"),
+        ("7 // 2", "3"),
+        ("gcd(12, 18)", "6"),
+        ("ln(e)", "1"),
+        ("2 ** -1", "0.5"),
+        ("1e3", "1000"),
+        (" 1 + 1 ", "2"),
+    ],
+)
+def test_expressions(expression: str, value: str) -> None:
+    assert calculate.call({"expression": expression}).text == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "9**9**9",
+        "9**9**9**9",
+        "2**100000",
+        "(" * 300 + "1" + ")" * 300,
+        "x" * 501,
+        "__import__('os').system('ls')",
+        "().__class__",
+        "[1, 2]",
+        "'a' * 10**9",
+        "1,000 + 1",
+        "lambda: 1",
+        "open('x')",
+        "True + 1",
+        "1 if 2 else 3",
+        "f'{1}'",
+        "sqrt(-1)",
+        "(-8) ** 0.5",
+        "log(0)",
+        "1/0",
+        "0 ** -1",
+        "1e308 * 10",
+        "10.0 ** 400",
+        "round(5, -10**9)",
+        "factorial(10**9)",
+        "",
+        "1 +",
+        "sqrt(x=1)",
+        "min(1)",
+        "nan",
+        "inf - inf",
+        "a := 3",
+        "1 << 10**9",
+        "max(*[1, 2])",
+        "1j",
+        "…",
+        "\0",
+        "math.sqrt(2)",
+        "+".join(["2**4000"] * 60),
+        "round(1, 2.5)",
+        "not 1",
+        "1 and 2",
+        "x.y",
+        "exp(1000)",
+    ],
+)
+def test_what_is_no_arithmetic_is_a_sentence_and_quick(expression: str) -> None:
+    started = time.perf_counter()
+    result = calculate.call({"expression": expression})
+    assert not result.ok and result.traceback is None and "\n" not in result.text.replace(expression, "")
+    assert time.perf_counter() - started < 0.5
+
+
+@pytest.fixture
+def manuals(tmp_path: Path) -> Path:
+    inside = tmp_path / "manuals"
+    (inside / "deep").mkdir(parents=True)
+    (inside / "a.txt").write_text("".join(f"line {i}\n" for i in range(1, 101)))
+    (inside / "deep" / "b.txt").write_text("bee")
+    (inside / "wide.txt").write_text("w" * 500)
+    (inside / "blob.bin").write_bytes(b"\x00\x01\x02")
+    (inside / "latin.txt").write_bytes(b"caf\xe9")
+    (inside / "empty.txt").touch()
+    (tmp_path / "secret.txt").write_text("classified")
+    (inside / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (inside / "up").symlink_to(tmp_path)
+    (inside / "inner.txt").symlink_to(inside / "a.txt")
+    os.mkfifo(inside / "pipe")
+    return inside
+
+
+def test_files_are_listed_and_read_in_parts(manuals: Path) -> None:
+    tools = FileTools(manuals, max_chars=80)
+    listed = named(tools, "list_files").call({}).text.splitlines()
+    assert (
+        "deep/" in listed
+        and "a.txt (792)" in listed
+        and not any("link" in line or "up" in line or "pipe" in line for line in listed)
+    )
+    assert named(tools, "list_files").call({"folder": "deep"}).text == "b.txt (3)"
+    read = named(tools, "read_file")
+    assert read.call({"path": "deep/b.txt"}).text == "bee" == read.call({"path": "./deep//b.txt"}).text
+    seen, line = "", 1
+    for _ in range(30):
+        text = read.call({"path": "a.txt", "start_line": line}).text
+        part, _, rest = text.partition("\n(lines ")
+        seen += part + ("\n" if rest and not part.endswith("\n") else "")
+        if not rest:
+            break
+        line = int(rest.rpartition("=")[2].rstrip(")"))
+    assert seen.replace("\n\n", "\n") == (manuals / "a.txt").read_text()
+    assert "420 more characters of this line" in read.call({"path": "wide.txt"}).text
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("../secret.txt", "leads out"),
+        ("/etc/passwd", "leads out"),
+        ("deep/../../secret.txt", "leads out"),
+        ("link.txt", "is a link"),
+        ("up/secret.txt", "a link as if it were a folder"),
+        ("inner.txt", "is a link"),
+        ("pipe", "not a plain file"),
+        ("blob.bin", "binary"),
+        ("latin.txt", "not UTF-8"),
+        ("none.txt", "No such file"),
+        ("deep", "is a folder"),
+        ("a.txt/b", "passes through"),
+        ("..\\secret.txt", "leads out"),
+        ("a\0b", "leads out"),
+        ("empty.txt", "is empty"),
+        ("x" * 300, "cannot be read"),
+        ("", "is a folder"),
+    ],
+)
+def test_nothing_outside_and_nothing_but_text_is_read(manuals: Path, path: str, said: str) -> None:
+    result = named(FileTools(manuals), "read_file").call({"path": path})
+    assert not result.ok and said in result.text and result.traceback is None, result
+    assert "classified" not in result.text
+
+
+def test_a_link_put_there_while_reading_never_leads_out(manuals: Path) -> None:
+    read, stop, leaked = named(FileTools(manuals), "read_file"), threading.Event(), []
+
+    def swap() -> None:
+        plain, link = manuals / "deep", manuals / "hidden"
+        link.symlink_to(manuals.parent)
+        (manuals / "deep" / "secret.txt").write_text("mine")
+        while not stop.is_set():
+            plain.rename(manuals / "aside")
+            link.rename(plain)
+            plain.rename(link)
+            (manuals / "aside").rename(plain)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    for _ in range(2000):
+        text = read.call({"path": "deep/secret.txt"}).text
+        if text != "mine" and "read" not in text:
+            leaked.append(text)
+    stop.set()
+    thread.join()
+    assert leaked == []
+
+
+def test_lines_and_sizes_are_checked(manuals: Path) -> None:
+    read = named(FileTools(manuals), "read_file")
+    assert "has 100 lines" in read.call({"path": "a.txt", "start_line": 101}).text
+    assert "counted from 1" in read.call({"path": "a.txt", "start_line": 0}).text
+    with (manuals / "huge.txt").open("wb") as file:
+        file.truncate(21 << 20)
+    assert "are not read" in read.call({"path": "huge.txt"}).text
+    with pytest.raises(PersonaError, match="no directory"):
+        FileTools(manuals / "a.txt")
+
+
+def test_their_schemas_mend_what_weak_models_write(manuals: Path) -> None:
+    read = named(FileTools(manuals), "read_file")
+    call, problems, rungs = repair_call(ToolCall(name="read_file", raw="{'path': 'a.txt', 'start_line': '100',}"), [read.spec])
+    assert problems == () and len(rungs) == 2
+    assert read.call(call.arguments).text == "line 100\n"
