@@ -225,11 +225,9 @@ class Loop:
 
     def _still_waiting(self) -> None:
         for task in self.round:
-            if task.interrupt is not None:
-                asked = task.interrupt
-                self.sink(
-                    ev.Interrupted(asked.id, asked.prompt, asked.value, step=task.step, node=asked.node, thread=self.thread)
-                )
+            if (asked := task.interrupt) is not None and not asked.at_ms:
+                task.interrupt = replace(asked, at_ms=self.now(), thread=self.thread)
+                self.sink(task.interrupt)
         self.end("interrupted")
 
     def close_round(self) -> None:
