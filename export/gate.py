@@ -192,6 +192,8 @@ def judge(
     if parity is None:
         return "rejected", f"its distributions were not compared: it ended while {found.step}"
     distance = f"KLD {parity.kld:.2g} (at most {parity.max_kld:.2g}), top-1 {parity.top1:.1%} over {parity.tokens:,} tokens"
+    if parity.beyond_context:
+        distance += f" ({parity.beyond_context:,} more lie beyond the file's context and were not compared)"
     past, inside = parity.past_window, parity.conversations
     if past is not None and past.kld > WINDOW_KLD and (inside is None or past.kld > 5 * inside.kld):
         return "rejected", (

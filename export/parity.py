@@ -137,7 +137,9 @@ class Parity(Distance):
     conversations: Distance | None = None
     """over the conversations alone, all of them inside any sliding window"""
     past_window: Distance | None = None
-    """over positions further on than a sliding window reaches; None for a model without one"""
+    """over positions further on than a sliding window reaches; None for a model without one, or a file that ends before it"""
+    beyond_context: int = 0
+    """positions that were not compared because the file takes no text so long"""
 
 
 def long_length(window: int | None, context: int | None) -> int:
@@ -219,9 +221,12 @@ def write_reference(
     return reference
 
 
-def measure(reference: Reference, directory: Path, logits: Callable[[list[int]], np.ndarray]) -> Parity:
+def measure(
+    reference: Reference, directory: Path, logits: Callable[[list[int]], np.ndarray], context: int | None = None
+) -> Parity:
     """Compare what `logits` (ids -> (T, V) float32, row i about the token after i) says with the reference in `directory`.
 
+    `context`: tokens the file takes; what lies beyond is not compared, and `beyond_context` says how much that is.
     Raises ExportError when the file's logits have another width or are not finite.
     """
     import numpy as np
@@ -229,19 +234,25 @@ def measure(reference: Reference, directory: Path, logits: Callable[[list[int]],
     rows = np.load(directory / "logits.npy", mmap_mode="r", allow_pickle=False)
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {CONVERSATION: [], LONG: []}
     at = 0
+    beyond = 0
     for text in reference.texts:
-        found = logits(list(text.ids))
-        if found.shape != (len(text.ids), reference.vocabulary):
-            raise ExportError(f"its logits are {found.shape} for {len(text.ids)} tokens, the source's "
-                              f"({len(text.ids)}, {reference.vocabulary}): its vocabulary is another")  # fmt: skip
-        parts[text.name].append(divergence(rows[at : at + text.compared], found[text.first :]))
+        ids = list(text.ids[:context])
+        n = max(len(ids) - text.first, 0)
+        beyond += text.compared - n
+        if n:
+            found = logits(ids)
+            if found.shape != (len(ids), reference.vocabulary):
+                raise ExportError(f"its logits are {found.shape} for {len(ids)} tokens, the source's "
+                                  f"({len(ids)}, {reference.vocabulary}): its vocabulary is another")  # fmt: skip
+            parts[text.name].append(divergence(rows[at : at + n], found[text.first :]))
         at += text.compared
     conversations = _distance(parts[CONVERSATION])
     long = _distance(parts[LONG])
     whole = _distance([*parts[CONVERSATION], *parts[LONG]])
     if whole is None:
         raise ExportError(f"{directory}: the reference has no texts; delete it and give the same command again")
-    return Parity(**whole.model_dump(), conversations=conversations, past_window=long if reference.window is not None else None)
+    past = long if reference.window is not None else None
+    return Parity(**whole.model_dump(), conversations=conversations, past_window=past, beyond_context=beyond)
 
 
 def divergence(source: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,9 +264,9 @@ def divergence(source: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.nd
 
     klds, same = [], []
     for start in range(0, len(source), ROWS):
-        p, q = (_log_softmax(np.asarray(part[start : start + ROWS], dtype=np.float64)) for part in (source, found))
-        if not np.isfinite(q).all():
+        if not np.isfinite(found[start : start + ROWS]).all():
             raise ExportError("its logits are not finite: numbers overflowed in this precision; choose another")
+        p, q = (_log_softmax(np.asarray(part[start : start + ROWS], dtype=np.float64)) for part in (source, found))
         klds.append((np.exp(p) * (p - q)).sum(axis=-1))
         same.append(p.argmax(axis=-1) == q.argmax(axis=-1))
     return np.concatenate(klds), np.concatenate(same)

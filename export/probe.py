@@ -178,7 +178,7 @@ def _compare(job: Job, model: Any, found: Found, write: Callable[[str], None]) -
         out: np.ndarray = torch_logits(model, ids) if transformers else model.logits(ids, **more)
         return out
 
-    found.parity = measure(reference, job.reference, logits)
+    found.parity = measure(reference, job.reference, logits, model.context)
     write("distributions read")
 
 
