@@ -1,7 +1,7 @@
 """The importance matrix: how much each input channel of each weight matters on the task's own rows.
 
-Does: read calibration rows (a run's training rows, or any text or JSONL), count what cannot be used, run the source in float32 and
-take mean(x ** 2) of every matrix's input channels, named as the GGUF file names the matrices.
+Does: read calibration rows (a run's training rows, or any text or JSONL), count what cannot be used, run the source in float32
+and take mean(x ** 2) of every matrix's input channels, named as the GGUF file names the matrices.
 Does not: quantize (`export.quants`), or use rows the model is scored on: give training rows.
 
     rows = rows_for(source, None)                       # the run's train.jsonl
@@ -53,7 +53,8 @@ class Calibration:
 
     def say(self) -> str:
         lost = ", ".join(f"{reason} {n}" for reason, n in self.dropped.items())
-        return f"{len(self.sequences)} of {self.rows} rows ({self.tokens} tokens) of {self.origin}{f'; not used: {lost}' if lost else ''}"
+        unused = f"; not used: {lost}" if lost else ""
+        return f"{len(self.sequences)} of {self.rows} rows ({self.tokens} tokens) of {self.origin}{unused}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def calibration_file(source: Source, given: Path | None) -> Path | None:
     """
     if given is not None:
         if not given.is_file():
-            raise ExportError(f"--calibration {given}: {'is no file' if given.exists() else 'is not there'}; give a text or JSONL file")
+            raise ExportError(
+                f"--calibration {given}: {'is no file' if given.exists() else 'is not there'}; give a text or JSONL file"
+            )
         return given
     run = source.run_dir
     return run / "train.jsonl" if run is not None and (run / "train.jsonl").is_file() else None
@@ -89,8 +92,8 @@ def calibration_file(source: Source, given: Path | None) -> Path | None:
 def read_calibration(source: Source, file: Path, rows: int = ROWS, tokens: int = TOKENS, seed: int = 0) -> Calibration:
     """Rows as the model reads them: prompt through its chat template, completion, end of sequence.
 
-    A JSONL row is {"prompt": messages, "completion": text} (a run's train.jsonl), {"messages": […]} or {"text": …}; any other file
-    is plain text, cut every TEXT_TOKENS tokens. Raises ExportError when nothing usable is left.
+    A JSONL row is {"prompt": messages, "completion": text} (a run's train.jsonl), {"messages": […]} or {"text": …}; any other
+    file is plain text, cut every TEXT_TOKENS tokens. Raises ExportError when nothing usable is left.
     """
     import numpy as np
 
@@ -130,8 +133,8 @@ def read_calibration(source: Source, file: Path, rows: int = ROWS, tokens: int =
     if not kept:
         lost = ", ".join(f"{reason} {n}" for reason, n in dropped.items() if n)
         raise ExportError(
-            f"--calibration {file}: not one of {total} rows can be used ({lost or 'the file is empty'}); each line needs prompt and "
-            "completion, messages, or text"
+            f"--calibration {file}: not one of {total} rows can be used ({lost or 'the file is empty'}); each line needs "
+            "prompt and completion, messages, or text"
         )
     return Calibration(str(file), tuple(kept), total, {reason: n for reason, n in dropped.items() if n})
 
@@ -216,13 +219,15 @@ def measure(source: Source, calibration: Calibration, advance: Callable[[int], N
     values = {name: (total / calibration.tokens).numpy().astype(np.float32) for name, total in sums.items()}
     for name, value in values.items():
         if not np.isfinite(value).all():
-            raise ExportError(f"{source.path}: the inputs of {name} are not finite on {calibration.origin}; its weights are broken")
+            raise ExportError(
+                f"{source.path}: the inputs of {name} are not finite on {calibration.origin}; its weights are broken"
+            )
     absent = tuple(t.name for t in source.plan.tensors if len(t.shape) == 2 and t.name not in values)
     return Importance(values, calibration, absent)
 
 
 def _batches(sequences: tuple[np.ndarray, ...]) -> Iterator[list[np.ndarray]]:
-    """Sequences of like length together, at most BATCH_TOKENS with their padding; padding is on the right, where no token sees it."""
+    """Sequences of like length together, at most BATCH_TOKENS with their padding (right, where no token sees it)."""
     batch: list[np.ndarray] = []
     for ids in sorted(sequences, key=len):
         if batch and len(ids) * (len(batch) + 1) > BATCH_TOKENS:

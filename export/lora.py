@@ -1,6 +1,6 @@
 """A LoRA adapter as a GGUF adapter, which llama.cpp adds to a base file while it runs.
 
-Does: write lora_A and lora_B of a peft adapter in float32 with llama.cpp's names, row order and scaling (rank-stabilized ones too,
+Does: write lora_A and lora_B of a peft adapter in float32 with llama.cpp's names, row order and scaling (rank-stabilized too,
 which llama.cpp's own converter gets wrong), the base's hash and the card inside; refuse what such a file cannot hold.
 Does not: convert the base (`export.gguf BASE` does) or merge (`export.convert` does).
 

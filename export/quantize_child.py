@@ -25,7 +25,6 @@ def run(job: dict[str, Any]) -> tuple[int, list[str]]:
 
     lines: list[tuple[int, str]] = []
 
-    @llama_cpp.llama_log_callback
     def listen(level: int, text: bytes, _: Any) -> None:
         said = text.decode("utf-8", "replace")
         if level == CONTINUED and lines:
@@ -33,7 +32,8 @@ def run(job: dict[str, Any]) -> tuple[int, list[str]]:
         else:
             lines.append((level, said))
 
-    llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
+    callback = llama_cpp.llama_log_callback(listen)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = job["file_type"], job["threads"]
     if job["head"] is not None:

@@ -23,16 +23,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.models.llama_library import INSTALL
 from export.errors import ExportError
 from export.families import Plan
 
 if TYPE_CHECKING:
     import numpy as np
-
-INSTALL = (
-    'llama.cpp is not installed here; install it with pip install "penknife[gguf]" (compiles llama-cpp-python for some minutes; needs '
-    'a C++ compiler and cmake), for files of other machines with CMAKE_ARGS="-DGGML_NATIVE=OFF" in front'
-)
 
 
 @dataclass(frozen=True)
@@ -152,8 +148,8 @@ class Prediction:
         kinds = sorted({(f.wanted, f.got, f.columns) for f in self.fallbacks})
         how = ", ".join(f"{wanted} -> {got} in rows of {columns}" for wanted, got, columns in kinds)
         return (
-            f"{len(self.fallbacks)} of {len(self.types)} tensors cannot be what {recipe.quant} means ({how}: rows must be multiples "
-            f"of {max(BLOCKS[f.wanted][0] for f in self.fallbacks)}): {self.bits_per_weight:.2f} bits per weight in all"
+            f"{len(self.fallbacks)} of {len(self.types)} tensors cannot be what {recipe.quant} means ({how}: rows must be "
+            f"multiples of {max(BLOCKS[f.wanted][0] for f in self.fallbacks)}): {self.bits_per_weight:.2f} bits per weight in all"
         )
 
 
@@ -183,13 +179,15 @@ def llama_cpp_missing() -> bool:
 def predict(plan: Plan, recipe: Recipe) -> Prediction:
     """Every tensor's type as our writer (types it writes) or llama.cpp (the others) will choose it, dense models only.
 
-    The rules are those of llama_tensor_get_type in llama.cpp's src/llama-quant.cpp (0c1e57098); `surprises` says whether they held.
+    The rules are those of llama_tensor_get_type in llama.cpp's src/llama-quant.cpp (0c1e57098); `surprises` says if they held.
     Raises ExportError when the head's rows are no whole blocks of the type asked for it.
     """
     rule = _Rule(plan, recipe)
     if recipe.head is not None and (columns := plan.metadata["embedding_length"]) % BLOCKS[recipe.head][0] != 0:
-        raise ExportError(f"--head {recipe.head} needs rows of a multiple of {BLOCKS[recipe.head][0]} and the head's have {columns}; "
-                          "choose Q8_0 or F16")  # fmt: skip
+        block = BLOCKS[recipe.head][0]
+        raise ExportError(
+            f"--head {recipe.head} needs rows of a multiple of {block} and the head's have {columns}; choose Q8_0 or F16"
+        )
     types: dict[str, str] = {}
     fallbacks: list[Fallback] = []
     tensor_bytes = weights = 0
@@ -226,7 +224,7 @@ class _Rule:
         self.base = recipe.type.base
         self.tied = all(tensor.name != "output.weight" for tensor in plan.tensors)
         self.columns = plan.metadata["embedding_length"]
-        self.layers = plan.metadata["block_count"]
+        self.layers = int(plan.metadata["block_count"])
         self.grouped = plan.metadata["attention.head_count"] // plan.metadata["attention.head_count_kv"] >= 4
         self.seen = {"v": 0, "down": 0, "gate": 0, "up": 0}
 
@@ -240,9 +238,9 @@ class _Rule:
         part = name.split(".")[2]
         if part in ("attn_v", "attn_qkv"):
             return self._value(fused=part == "attn_qkv")
-        rule = {"attn_q": self._query, "attn_k": self._query, "attn_output": self._output, "ffn_down": self._down,
-                "ffn_gate": lambda: self._wide("gate"), "ffn_up": lambda: self._wide("up")}  # fmt: skip
-        return rule[part]()
+        if part in ("ffn_gate", "ffn_up"):
+            return self._wide("gate" if part == "ffn_gate" else "up")
+        return {"attn_q": self._query, "attn_k": self._query, "attn_output": self._output, "ffn_down": self._down}[part]()
 
     def _next(self, kind: str) -> int:
         self.seen[kind] += 1
@@ -348,28 +346,38 @@ class Quantized:
     """llama.cpp's own, without its fall-back lines (`predict` names those)"""
 
 
-def quantize(source: Path, out: Path, recipe: Recipe, importance: Mapping[str, np.ndarray] | None = None, threads: int = 1) -> Quantized:
+def quantize(
+    source: Path, out: Path, recipe: Recipe, importance: Mapping[str, np.ndarray] | None = None, threads: int = 1
+) -> Quantized:
     """Quantize a GGUF file in F32, F16 or BF16 to `out` through llama.cpp, in a process of its own.
 
     `importance`: tensor name -> (columns,) float32. `out` is overwritten and may be half-written when this raises: give a
     temporary name. Raises ExportError when llama.cpp is missing, refuses, dies, or the disk is full.
     """
     if llama_cpp_missing():
-        raise ExportError(f"{recipe.label} is quantized by llama.cpp: {INSTALL}; or choose one of {', '.join(our_types())}")
+        raise ExportError(f"{recipe.label} is written by llama.cpp. {INSTALL}; or choose one of {', '.join(our_types())}")
     import numpy as np
 
     with tempfile.TemporaryDirectory(prefix="penknife-quantize-") as scratch:
+        tied = "output.weight" not in written(source)
         job: dict[str, Any] = {"source": str(source), "out": str(out), "file_type": recipe.type.file_type, "threads": threads,
-                               "head": recipe.head, "tied": "output.weight" not in written(source), "importance": None}  # fmt: skip
+                               "head": recipe.head, "tied": tied, "importance": None}  # fmt: skip
         if importance is not None and recipe.importance:
             job["importance"] = str(Path(scratch) / "importance.npz")
             names = list(importance)
-            np.savez(job["importance"], **{f"a{i}": np.ascontiguousarray(importance[n], np.float32) for i, n in enumerate(names)})
+            arrays: dict[str, Any] = {f"a{i}": np.ascontiguousarray(importance[n], np.float32) for i, n in enumerate(names)}
+            np.savez(job["importance"], **arrays)
             job["names"] = names
         place = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(part for part in (place, os.environ.get("PYTHONPATH")) if part)
-        done = subprocess.run([sys.executable, "-m", "export.quantize_child"], input=json.dumps(job), capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": path}, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "export.quantize_child"],
+            input=json.dumps(job),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            check=False,
+        )
     if done.returncode != 0:
         raise ExportError(_failure(done, out, recipe))
     said = json.loads(done.stdout.splitlines()[-1])
@@ -379,8 +387,11 @@ def quantize(source: Path, out: Path, recipe: Recipe, importance: Mapping[str, n
 def _failure(done: subprocess.CompletedProcess[str], out: Path, recipe: Recipe) -> str:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     if any("basic_ios::clear" in line or "No space left" in line for line in lines):
-        return f"{out}: could not be written whole; the disk is full or the file larger than allowed: free some space and run it again"
-    said = next((line for line in reversed(lines) if "fail" in line.lower() or "error" in line.lower()), lines[-1] if lines else "")
+        why = "the disk is full or the file larger than this process may write"
+        return f"{out}: could not be written whole ({why}); free some space and give the same command again"
+    said = next(
+        (line for line in reversed(lines) if "fail" in line.lower() or "error" in line.lower()), lines[-1] if lines else ""
+    )
     why = f"signal {-done.returncode}" if done.returncode < 0 else said or f"status {done.returncode}"
     return f"llama.cpp could not quantize to {recipe.label} ({why}); choose another --quant, for example Q8_0"
 

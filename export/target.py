@@ -1,6 +1,7 @@
 """Where a file shall run: memory and speed classes of phones, Raspberry Pi and laptops, and what a file would do there.
 
-Does: hold published figures with their sources, refuse a file that does not fit, predict decode speed from the bytes a token streams.
+Does: hold published figures with their sources, refuse a file that does not fit, predict decode speed from the bytes a token
+streams.
 Does not: measure anything; every speed here is a prediction and says so.
 
 Decoding one token reads every weight once, so tokens/s is at most (bytes/s) / (bytes a token streams). The published pairs (file,
@@ -101,7 +102,9 @@ class SpeedPrediction:
     """held down to this machine's measured speed: a file this small is bound by computing, not by memory"""
 
     def say(self) -> str:
-        span = f"{_rate(self.slow)} to {_rate(self.fast)}" if _rate(self.slow) != _rate(self.fast) else f"about {_rate(self.fast)}"
+        span = (
+            f"{_rate(self.slow)} to {_rate(self.fast)}" if _rate(self.slow) != _rate(self.fast) else f"about {_rate(self.fast)}"
+        )
         how = "no faster than measured here" if self.capped else "from bytes and published speeds"
         return f"predicted on a {self.device}, not measured: {span} tokens/s ({how})"
 
@@ -116,7 +119,9 @@ def parse_target(text: str) -> Target:
     except ValueError:
         size = math.nan
     if not (0 < size < math.inf):
-        raise ExportError(f"--target cannot be {text!r}; give {', '.join(DEVICE_CLASSES)}, or the largest file in megabytes, like 20")
+        raise ExportError(
+            f"--target cannot be {text!r}; give {', '.join(DEVICE_CLASSES)}, or the largest file in megabytes, like 20"
+        )
     return Target(text, None, int(size * 1e6))
 
 
@@ -137,11 +142,11 @@ def cache_bytes(plan: Plan, context: int | None = None) -> int:
     """Bytes of keys and values of `context` tokens (default: the file's), two bytes each."""
     data = plan.metadata
     width = data["attention.head_count_kv"] * (data["attention.key_length"] + data["attention.value_length"])
-    return 2 * data["block_count"] * width * (plan.context if context is None else context)
+    return int(2 * data["block_count"] * width * (plan.context if context is None else context))
 
 
 def predict_speed(device: DeviceClass, bytes_per_token: int, measured: float | None = None) -> SpeedPrediction:
-    """Tokens/s from the bytes a token streams; `measured` is one thread's tokens/s on this machine, which small files cannot beat."""
+    """Tokens/s from the bytes a token streams; `measured`: one thread's on this machine, which small files cannot beat."""
     slow, fast = device.slow_gb_s * GB / bytes_per_token, device.fast_gb_s * GB / bytes_per_token
     if measured is None or fast <= measured:
         return SpeedPrediction(device.name, slow, fast, False)

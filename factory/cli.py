@@ -32,6 +32,7 @@ _OS_ADVICE = {
 _USER_ERRORS = {
     "agents.card": "CardError",
     "agents.chat": "ModelError",
+    "export.errors": "ExportError",
     "factory.dataset": "DatasetError",
     "factory.ledger": "LedgerError",
     "factory.merge": "MergeError",

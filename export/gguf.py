@@ -1,0 +1,251 @@
+"""A student as one GGUF file for llama.cpp, checked against the student it came from.
+
+Does: check everything that can be checked before a weight is read, then convert, quantize, gate, put the card inside, seal and
+name the file; the whole list of stages is `run`.
+Does not: the stages themselves: `export.convert`, `export.quants`, `export.imatrix`, `export.auto`, `export.gate`, `export.lora`.
+
+Run: python -m export.gguf CKPT [--quant Q8_0|Q4_K_M|…|auto] [--target phone|pi|laptop|SIZE_MB] [--lora merge|adapter] …
+
+The exit status is 1 for a file that lost more than --max-drop: it is there, with `.rejected` behind its name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from agents.card import program
+from agents.models.llama_library import INSTALL
+from export.errors import ExportError
+from export.gate import GateReport, GateSettings
+from export.quants import Recipe, as_json, check_quant, check_tensor_type, llama_cpp_missing, our_types, predict
+from export.result import ExportResult, print_result, record
+from export.source import Source
+from export.target import Target, cache_bytes, parse_target, predict_speed, streamed_bytes
+from factory.cli import run_cli
+from factory.events import EventLog, Listener, Stage
+from factory.settings import build, parse
+
+AUTO = "auto"
+
+
+class GgufSettings(GateSettings):
+    """`python -m export.gguf`: one checkpoint, one file."""
+
+    ckpt: Path
+    """model or adapter directory, or the run directory around it"""
+    quant: str = "Q8_0"
+    """quant type as llama.cpp spells it, or auto: the smallest and fastest that stays within --max-drop"""
+    head: str | None = None
+    """tensor type of the output head (the embedding, where both are one); default: the quant type's own rule"""
+    importance: bool | None = None
+    """round with an importance matrix; default: for K and IQ types where calibration rows are found, and with --calibration"""
+    calibration: Path | None = None
+    """text or JSONL the importance matrix is measured on; default: the run's training rows"""
+    lora: Literal["merge", "adapter"] = "merge"
+    """what becomes of a LoRA adapter: merged into its base, or a GGUF adapter to load beside the base's file"""
+    base: Path | None = None
+    """with --lora adapter: the base's GGUF file it is checked on; default: one made for the check, of type --quant"""
+    target: str | None = None
+    """where it shall run: phone, pi, laptop, or the largest file in megabytes"""
+    gate: bool = True
+    """measure the file against its source before it gets its name"""
+    out: Path | None = None
+    """file to write; default: CKPT/NAME-QUANT.gguf"""
+    json_file: Path | None = Field(None, alias="json")
+    """write the whole report here as well"""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+
+
+def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResult:
+    """Export. Raises ExportError, CardError, TaskError or OSError before or instead of a half-written file."""
+    from export.auto import choose, row
+    from export.workshop import Workshop, check_place
+
+    started = time.monotonic()
+    events = EventLog(listener=listener)
+    auto = settings.quant.lower() == AUTO
+    quant = AUTO if auto else check_quant(settings.quant, (AUTO,))
+    head = check_tensor_type(settings.head) if settings.head is not None else None
+    target = parse_target(settings.target) if settings.target is not None else None
+    with events.stage("plan") as plan:
+        source = Source.open(_directory(settings))
+        calibration = _calibration(settings, source)
+        out = settings.out if settings.out is not None else _default_out(settings, source, quant)
+        check_place(out)
+        _check_json(settings)
+        if settings.lora == "adapter":
+            from export.adapter import export_adapter
+
+            return export_adapter(source, settings, out, quant, events)
+        recipe = None if auto else _recipe(quant, head, settings, calibration, plan)
+        _check_means(settings, recipe, source, target, plan)
+    with Workshop.opened(source, out, calibration, settings.threads or _threads(), events) as shop:
+        if recipe is None:
+            choice = choose(shop, settings, target, lambda made: _decode(made.path, events))
+            made, why, tried, skipped = choice.picked, choice.why, choice.tried, choice.skipped
+        else:
+            made, why, tried, skipped = shop.make(recipe), "", (), ()
+            if settings.gate:
+                made = shop.check(made, settings)
+            _check_size(made.bytes, source, target)
+        types = made.types
+        path = shop.publish(made)
+    if path == out:
+        out.with_name(out.name + ".rejected").unlink(missing_ok=True)
+    report = made.report
+    speeds = _predicted(target, types, source, made.decode)
+    rows = [row(one) for one in tried]
+    document = {
+        "version": program(), "file": path.name, "source": str(source.path), "source_sha256": source.sha256,
+        "verdict": report.verdict if report is not None else "unchecked", "sentence": _sentence(report),
+        "bytes": path.stat().st_size, "bits_per_weight": round(made.bits_per_weight, 4), "context": source.plan.context,
+        "recipe": as_json(made.recipe, made.prediction), "notes": list(made.notes), **made.details, **speeds,
+        "why": why, "candidates": rows, "not_tried": [list(pair) for pair in skipped],
+        "seconds": round(time.monotonic() - started, 3),
+    }  # fmt: skip
+    return record(ExportResult(
+        path=path, kept=made.kept, checked=report is not None and report.verdict != "unchecked", sentence=_sentence(report),
+        bytes=path.stat().st_size, bits_per_weight=made.bits_per_weight, gate=report, report=out.parent, notes=made.notes,
+        why=why, candidates=tuple(document["candidates"]), document=document,
+    ), settings.json_file)  # fmt: skip
+
+
+def _directory(settings: GgufSettings) -> Path:
+    """The model directory meant: a run's is its model/, and with --lora adapter the adapter/ inside."""
+    place = settings.ckpt
+    if not (place / "config.json").is_file() and not (place / "adapter_config.json").is_file() and (place / "model").is_dir():
+        place = place / "model"
+    if settings.lora == "adapter" and not (place / "adapter_config.json").is_file():
+        if not (place / "adapter" / "adapter_config.json").is_file():
+            raise ExportError(f"{place}: holds no adapter (adapter_config.json); give an adapter directory, or leave --lora away")
+        place = place / "adapter"
+    return place
+
+
+def _calibration(settings: GgufSettings, source: Source) -> Path | None:
+    from export.imatrix import calibration_file
+
+    return None if settings.importance is False else calibration_file(source, settings.calibration)
+
+
+def _recipe(quant: str, head: str | None, settings: GgufSettings, calibration: Path | None, plan: Stage) -> Recipe:
+    kind = Recipe(quant).type
+    exact = kind.base in ("F32", "F16", "BF16", "Q8_0")
+    if head is not None and exact:
+        raise ExportError(f"--head {head} goes with types below 8 bits, not {quant}; leave it away")
+    wanted = settings.importance if settings.importance is not None else settings.calibration is not None or not kind.ours
+    if exact and (settings.importance or settings.calibration is not None):
+        plan.warn(f"{quant} rounds every weight as near as it can: the importance matrix is not used")
+    if settings.importance and calibration is None:
+        raise ExportError(
+            "--importance needs rows to measure on and there is no run around the checkpoint; give --calibration FILE"
+        )
+    if kind.importance and calibration is None:
+        raise ExportError(f"{quant} needs an importance matrix and there are no rows to measure it on; give --calibration FILE")
+    return Recipe(quant, head, wanted and calibration is not None and not exact)
+
+
+def _check_means(settings: GgufSettings, recipe: Recipe | None, source: Source, target: Target | None, plan: Stage) -> None:
+    """Raises ExportError when the file cannot be made here or will not fit; says what it will be."""
+    if recipe is None:
+        if llama_cpp_missing():
+            raise ExportError(f"--quant auto measures files through llama.cpp; {INSTALL}; or choose --quant Q8_0")
+        if not settings.gate:
+            raise ExportError("--quant auto chooses by measuring, so it cannot be combined with --no-gate; choose a --quant")
+        return
+    if recipe.needs_llama_cpp and llama_cpp_missing():
+        raise ExportError(
+            f"{recipe.label} is written by llama.cpp; {INSTALL}; or choose one of {', '.join(our_types())} without --head"
+        )
+    prediction = predict(source.plan, recipe)
+    if target is not None and (why := target.excess(prediction.tensor_bytes, cache_bytes(source.plan))) is not None:
+        raise ExportError(f"--target {target.name}: {recipe.label}: {why}; choose a smaller --quant, or --quant auto")
+    said = prediction.say(recipe)
+    if said is not None:
+        plan.warn(said)
+    plan.metric(bytes=prediction.tensor_bytes, bits_per_weight=prediction.bits_per_weight)
+
+
+def _check_size(size: int, source: Source, target: Target | None) -> None:
+    if target is not None and (why := target.excess(size, cache_bytes(source.plan))) is not None:
+        raise ExportError(f"--target {target.name}: with its vocabulary {why}; choose a smaller --quant, or --quant auto")
+
+
+def _check_json(settings: GgufSettings) -> None:
+    if settings.json_file is not None and (settings.json_file.is_dir() or not settings.json_file.absolute().parent.is_dir()):
+        raise ExportError(f"--json {settings.json_file}: cannot be written there; give a file in a directory that exists")
+
+
+def _default_out(settings: GgufSettings, source: Source, quant: str) -> Path:
+    """CKPT/NAME-QUANT.gguf; NAME is the card's, else the directory's."""
+    resolved = source.path.resolve()
+    plain = resolved.parent.name if resolved.name in ("model", "adapter") else resolved.name
+    named = (source.card.name or source.card.task) if source.card is not None else plain
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", named).strip("-.") or "model"
+    return source.path / f"{name}-{'adapter' if settings.lora == 'adapter' else quant.lower()}.gguf"
+
+
+def _threads() -> int:
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _decode(path: Path, events: EventLog) -> float | None:
+    """Tokens/s of a file's decoding in a process of its own, one thread; None, with a warning, where it cannot be measured."""
+    from export.decode_speed import decode_speed
+
+    return decode_speed(path, events)
+
+
+def _sentence(report: GateReport | None) -> str:
+    return report.sentence if report is not None else "not checked against its source: --no-gate was given"
+
+
+def _predicted(target: Target | None, types: dict[str, str], source: Source, measured: float | None) -> dict[str, Any]:
+    if target is None:
+        return {}
+    about: dict[str, Any] = {"target": target.name}
+    if target.device is not None:
+        streamed = streamed_bytes(types, source.plan)
+        speed = predict_speed(target.device, streamed, measured)
+        about |= {"streamed_bytes_per_token": streamed, "prediction": {**asdict(speed), "sentence": speed.say()},
+                  "prediction_from": [target.device.slow_source, target.device.fast_source]}  # fmt: skip
+    return about
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from factory.progress import ProgressView
+
+    settings = parse(GgufSettings, argv, "python -m export.gguf", "Export a model as a GGUF file that is checked against it.")
+    with ProgressView() as view:
+        result = run(settings, view)
+    print_result(result)
+    if not result.kept:
+        raise SystemExit(1)
+
+
+class _Callable(ModuleType):
+    """Lets `export.gguf.export(CKPT, quant="Q8_0", …)` stand beside the command."""
+
+    def __call__(self, ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
+        return export(ckpt, listener, **settings)
+
+
+def export(ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
+    """Export from Python; `settings` are the command's options with underscores. Raises SettingsError and what `run` raises."""
+    return run(build(GgufSettings, {"ckpt": Path(ckpt), **settings}, "export.gguf"), listener)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
+sys.modules[__name__].__class__ = _Callable
