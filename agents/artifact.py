@@ -51,7 +51,7 @@ class Answerer(Protocol):
         ...
 
     def verify(self, question: str, answer: str) -> str:
-        """"ok", or why this answer may not be learned from, as one kebab-case word."""
+        """ "ok", or why this answer may not be learned from, as one kebab-case word."""
         ...
 
 
@@ -59,7 +59,7 @@ def open_artifact(path: str | Path, model: ChatModel | None, context: Mapping[st
     """Constructor arguments of the persona in `path` (a .gguf file, a directory with card.json, or the card itself).
 
     `model` None opens the artifact itself; a model that is given must be it, or the base of an adapter. `context` holds what the
-    task answers about and settings of Persona. Raises PersonaError, CardError or ModelError, before weights are read where it can.
+    task answers about and settings of Persona. Raises PersonaError, CardError or ModelError, before weights are read if it can.
     """
     path = Path(path)
     card, base = read_card(path)
@@ -98,7 +98,9 @@ def read_card(path: Path) -> tuple[Card, str | None]:
         file = read_gguf(path)
         card = card_of(file)
         if card is None:
-            raise CardError(f"{path}: has no card inside, so nothing says how it is asked; use Persona(name, open_model(…)) instead")
+            raise CardError(
+                f"{path}: has no card inside, so nothing says how it is asked; use Persona(name, open_model(…)) instead"
+            )
         base = file.metadata.get("penknife.base.sha256") or (card.file.base_sha256 if card.file is not None else None)
         return card, base if isinstance(base, str) else None
     card = Card.load(path, check_weights=False)
@@ -177,7 +179,15 @@ def _divided(context: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """(settings of Persona, what the task answers about)."""
     from agents.persona import Persona
 
-    known = set(inspect.signature(Persona.__init__).parameters) - {"self", "model", "prompt", "task", "constraint", "output", "adapter"}
+    known = set(inspect.signature(Persona.__init__).parameters) - {
+        "self",
+        "model",
+        "prompt",
+        "task",
+        "constraint",
+        "output",
+        "adapter",
+    }
     return {k: v for k, v in context.items() if k in known}, {k: v for k, v in context.items() if k not in known}
 
 

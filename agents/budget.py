@@ -56,9 +56,7 @@ class Meter:
 
     @property
     def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=self.prompt, completion_tokens=self.completion, reused_tokens=self.reused, cost_usd=self.cost
-        )
+        return Usage(prompt_tokens=self.prompt, completion_tokens=self.completion, reused_tokens=self.reused, cost_usd=self.cost)
 
     def spent(self) -> str | None:
         """What is used up, in words; None while there is some left."""

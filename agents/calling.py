@@ -4,7 +4,7 @@ Does: bound a schema so that a call always ends, write the union of the tools' s
 describe the tools in the prompt where the chat template does not, read a reply back.
 Does not: mend what does not fit (`agents.repair`), run tools or ask a model.
 
-A call is compact JSON, {"name":"lookup","arguments":{"order_id":17}}; a way to go is {"goto":"billing"}; the answer is plain text,
+A call is compact JSON, {"name":"lookup","arguments":{"order_id":17}}; a way to go is {"goto":"billing"}; an answer is plain text,
 or with `output=` JSON of its schema ({"answer":…} beside tools). Which of them it is, is decided by the first characters.
 """
 
@@ -40,7 +40,7 @@ class Said:
 
 
 def honours(model: Any, kind: Kind) -> bool:
-    """Whether this model decodes under constraints of this kind. A backend that cannot do all says which it can in `constrains`."""
+    """Whether this model decodes under constraints of this kind. A backend that cannot do all lists in `constrains` which."""
     kinds = getattr(model, "constrains", None)
     return kinds is None or kind in kinds
 
@@ -68,7 +68,7 @@ def bounded(schema: Any, max_chars: int) -> Any:
         return [bounded(one, max_chars) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
             out[key] = {name: bounded(one, max_chars) for name, one in value.items()}
@@ -137,8 +137,8 @@ def grammar(
         if wrapped:
             starts.append(f'"<tool_call>\\n" call_{i} "\\n</tool_call>"')
     if routes:
-        enum = {"type": "object", "properties": {"goto": {"enum": list(routes)}}, "required": ["goto"], "additionalProperties": False}
-        rules.append(f"route: %json {_json(enum | _RULES)}")
+        way = {"type": "object", "properties": {"goto": {"enum": list(routes)}}, "required": ["goto"]}
+        rules.append(f"route: %json {_json(way | {'additionalProperties': False} | _RULES)}")
         starts.append("route")
     if isinstance(answer, dict):
         beside = bounded(answer, max_chars)
@@ -148,7 +148,9 @@ def grammar(
                       "additionalProperties": False, **shared}  # fmt: skip
         rules.append(f"answer: %json {_json(beside | _RULES)}")
     elif answer is None:
-        rules.append("answer: " + ("/ ?[^{<\\s](?s:.)*/" if wrapped else "/ ?[^{\\s](?s:.)*/" if tools or routes else "/(?s:.)+/"))
+        rules.append(
+            "answer: " + ("/ ?[^{<\\s](?s:.)*/" if wrapped else "/ ?[^{\\s](?s:.)*/" if tools or routes else "/(?s:.)+/")
+        )
     elif answer.kind == "json_schema":
         rules.append(f"answer: %json {_json(json.loads(answer.source) | _RULES)}")
     elif answer.kind == "choice":
@@ -193,8 +195,6 @@ def read(reply: Reply, names: frozenset[str], *, think: bool = False, routes: bo
     if isinstance(found, dict) and found.keys() == {"answer"}:
         return Said(_json(found["answer"]), thought=thought)
     return None
-
-
 
 
 def instructions(tools: Sequence[ToolSpec], routes: Sequence[str], schema: dict[str, Any] | None, told: bool) -> str:

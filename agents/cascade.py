@@ -1,7 +1,7 @@
 """A cascade: a small persona answers, a larger one when the small one is unsure, invalid, repeating or over its budget.
 
-Does: measure confidence by the model's own probabilities (or the agreement of several samples), compare it with a threshold given or
-taken from the card's calibration, go on to the next model, record every escalation as an event that `agents.harvest` reads.
+Does: measure confidence by the model's own probabilities (or the agreement of several samples), compare it with a threshold given
+or taken from the card's calibration, go on to the next model, record every escalation as an event that `agents.harvest` reads.
 Does not: catch a model that fails (ModelError), or cause a side effect again that the first attempt had already caused.
 
     desk = desk | big                                   # a persona, or the same persona on another model
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.answer import NoAnswer, Reason, Result
+from agents.budget import Totals
 from agents.chat import ChatModel, Message, ToolCall
 from agents.confidence import Measure, agreement, margin, threshold_for
 from agents.events import Escalated, emit
@@ -35,7 +36,7 @@ ESCALATING: frozenset[Reason] = frozenset(("invalid", "repeating", "over-budget"
 
 
 class Cascade:
-    """`first | second`, with the name of the first. What a persona can do, it can: be called, awaited, asked to choose, chained."""
+    """`first | second`, with the name of the first. It can be called, awaited, asked to choose and chained, as a persona."""
 
     def __init__(
         self,
@@ -52,6 +53,9 @@ class Cascade:
         `measure`: "mean" (length-normalised probability, what cards calibrate), "margin" (smallest lead over a rival), or
         "agreement" (share of `samples` answers equal to the first). Raises PersonaError for values out of range.
         """
+        self.name: str = first.name
+        self.description: str = first.description
+        self.totals: Totals = first.totals
         if threshold is not None and not 0.0 <= threshold <= 1.0:
             raise PersonaError(f"{first.name!r}: threshold {threshold!r} must lie between 0 and 1")
         if measure not in ("mean", "margin", "agreement"):
@@ -63,9 +67,7 @@ class Cascade:
         self.samples = samples
         if head is not None:
             tops = {"mean": 0, "margin": 2, "agreement": 0}[measure]
-            sampling = head.sampling.model_copy(
-                update={"logprobs": True, "top_logprobs": max(tops, head.sampling.top_logprobs)}
-            )
+            sampling = head.sampling.model_copy(update={"logprobs": True, "top_logprobs": max(tops, head.sampling.top_logprobs)})
             if sampling != head.sampling:
                 head = head.replaced(sampling=sampling)
             risky = [tool.name for tool in head.tools if tool.side_effects]
@@ -73,9 +75,6 @@ class Cascade:
                 raise PersonaError(f"{first.name!r}: agreement asks several times, and {risky[0]!r} has side effects; use 'mean'")
         self.first: Persona | Cascade = head if head is not None else first
         self.second: Persona | Cascade = _persona(second, first)
-        self.name = first.name
-        self.description: str = first.description
-        self.totals = first.totals
         calibrated = None
         if threshold is None and measure == "mean" and head is not None and head.task is not None:
             calibrated = threshold_for(head.task.calibration, accuracy)
@@ -91,7 +90,8 @@ class Cascade:
     async def arun(self, text: str, *, history: Any = None, **variables: Any) -> Result:
         """The same without holding up the event loop."""
         loop = asyncio.get_running_loop()
-        return await in_thread(loop, lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
+        result: Result = await in_thread(loop, lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
+        return result
 
     def run(
         self,
@@ -134,9 +134,7 @@ class Cascade:
         better.escalated = reason
         return better
 
-    def choose(
-        self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any
-    ) -> Choice:
+    def choose(self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any) -> Choice:
         """The first's choice where it is sure of it (by its probability), else the second's."""
         given = options if isinstance(options, Mapping) else list(options)
         confidence: float | None = None
@@ -163,7 +161,8 @@ class Cascade:
     ) -> Choice:
         """`choose` without holding up the event loop."""
         loop = asyncio.get_running_loop()
-        return await in_thread(loop, lambda: self.choose(text, options, history=history, **variables), f"persona-{self.name}")
+        made: Choice = await in_thread(loop, lambda: self.choose(text, options, history=history, **variables), self.name)
+        return made
 
     def __or__(self, other: Persona | Cascade | ChatModel) -> Cascade:
         return Cascade(self, other)
@@ -207,7 +206,8 @@ def _persona(second: Any, first: Persona | Cascade) -> Persona | Cascade:
     if isinstance(second, Persona | Cascade):
         return second
     if callable(getattr(second, "generate", None)):
-        return first.on(second)
+        model: ChatModel = second
+        return first.on(model)
     raise PersonaError(f"{first.name!r} | {second!r}: the right side must be a persona or a model")
 
 

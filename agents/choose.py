@@ -7,12 +7,13 @@ How names that begin alike are told apart. Decoding under the constraint is a wa
 what else was allowed and how likely it was. A branch that only one name can follow gives that name its whole mass, however the
 rest of the name would be cut into tokens: this is exact. A branch that several names share (to "car" and "cat" instead of "dog")
 is asked again with only those names allowed and its mass divided in that proportion; branches below `WORTH_ASKING` are divided
-evenly. Exact where the model names all allowed tokens (`TOP`; few are allowed at any point of a name) and the second question walks
+evenly. Exact where the model names all allowed tokens (`TOP`; few are allowed at any point of a name) and the second walk takes
 the same tokens. A model that gives no log-probabilities gives no probabilities either.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -104,10 +105,8 @@ def named(text: str, names: Sequence[str]) -> str | None:
     """The one name a text means: spelt out, in JSON, in other case, or as the only one that occurs in it as a word."""
     said = text.strip()
     if said.startswith("{"):
-        try:
+        with contextlib.suppress(ValueError, AttributeError, StopIteration):
             said = str(next(iter(json.loads(said).values())))
-        except (ValueError, AttributeError, StopIteration):
-            pass
     if said in names:
         return said
     plain = said.strip("\"'`.!* \n").casefold()

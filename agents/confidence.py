@@ -25,8 +25,8 @@ def mean_probability(logprobs: Sequence[TokenLogprob]) -> float | None:
 
 
 def margin(logprobs: Sequence[TokenLogprob]) -> float | None:
-    """The smallest lead of a chosen token over the best other one, in probability, 0-1 (a token without a rival leads by its whole
-    probability); negative when sampling took a less likely one. None when no token names alternatives."""
+    """The smallest lead of a chosen token over the best other one, in probability, 0-1 (a token without a rival leads by all of
+    its probability); negative when sampling took a less likely one. None when no token names alternatives."""
     leads = []
     for token in logprobs:
         others = [value for id, text, value in token.top if (id, text) != (token.id, token.token)]
@@ -37,7 +37,8 @@ def margin(logprobs: Sequence[TokenLogprob]) -> float | None:
 
 def agreement(first: Any, others: Sequence[Any]) -> float:
     """Share of all answers, the first included, that equal the first."""
-    return (1 + sum(other == first for other in others)) / (1 + len(others))
+    same = sum(1 for other in others if other == first)
+    return (1 + same) / (1 + len(others))
 
 
 def majority(answers: Sequence[Any]) -> tuple[Any, float]:

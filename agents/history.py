@@ -72,7 +72,7 @@ def fit(
         return turns, 0
     if policy == "refuse" or len(turns) == 1:
         raise PersonaError(
-            f"{owner!r}: the prompt has {found} tokens, but {model.name} has room for {room} ({context} with {answer_tokens} kept "
+            f"{owner!r}: the prompt has {found} tokens, but {model.name} has room for {room} ({context} less {answer_tokens} "
             "for the answer); shorten it, lower max_tokens, or set overflow='drop_oldest' or 'summarize'"
         )
     at = 0

@@ -1,6 +1,6 @@
 """A persona: a view on a shared model with a prompt, tools, an output type, an adapter and limits of its own.
 
-Does: check all of that when it is made, plan each call (prompt filled in, conversation fitted, grammar joined), hand it to the loop.
+Does: check all of that when it is made, plan each call (prompt filled in, conversation fitted, grammar joined), hand it on.
 Does not: load weights (many personas share one model), run the loop (`agents.persona_loop`) or know graphs.
 
     desk = Persona("desk", small, "Answer order questions.", tools=[lookup], budget=Budget(ms=1500, tokens=128))
@@ -20,14 +20,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
-from agents import calling, guards as guarding, history as past
+from agents import calling
+from agents import guards as guarding
+from agents import history as past
 from agents.answer import NoAnswer, Result
 from agents.budget import Budget, Totals
 from agents.chat import Adapter, ChatModel, Message, Sampling, ToolCall, ToolSpec
 from agents.constrain import Constraint
 from agents.events import Warned, emit
-from agents.persona_loop import Plan, Run, needs_somebody
+from agents.persona_loop import Plan, Run
 from agents.template import Template
+from agents.tool_runs import needs_somebody
 from agents.tools import PersonaError, Tool, ToolResult, tools_of
 
 if TYPE_CHECKING:
@@ -144,11 +147,10 @@ class Persona:
     async def arun(self, text: str, *, history: Any = None, **variables: Any) -> Result:
         """The same without holding up the event loop: the call has a thread of its own, async tools run on this loop."""
         loop = asyncio.get_running_loop()
-        return await in_thread(loop, lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
+        result: Result = await in_thread(loop, lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
+        return result
 
-    def choose(
-        self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any
-    ) -> Choice:
+    def choose(self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any) -> Choice:
         """One of the option names, under a constraint to exactly these, with the probability the model gave each.
 
         `options`: names, personas or functions; or a mapping of names to them or to a description. See `agents.choose`.
@@ -162,7 +164,8 @@ class Persona:
     ) -> Choice:
         """`choose` without holding up the event loop."""
         loop = asyncio.get_running_loop()
-        return await in_thread(loop, lambda: self.choose(text, options, history=history, **variables), f"persona-{self.name}")
+        made: Choice = await in_thread(loop, lambda: self.choose(text, options, history=history, **variables), self.name)
+        return made
 
     def __or__(self, other: Persona | Cascade | ChatModel) -> Cascade:
         """Go on to `other` (a persona, or the same persona on this model) when unsure, invalid, repeating or over budget."""
@@ -220,7 +223,8 @@ class Persona:
         """Write name, prompt and settings as TOML. Raises PersonaError for what a file cannot say (guards, approve)."""
         from agents.persona_file import save
 
-        return save(self.name, self.model, self.prompt, self._given, Path(path))
+        written: Path = save(self.name, self.model, self.prompt, self._given, Path(path))
+        return written
 
     def run(
         self,
@@ -233,7 +237,7 @@ class Persona:
     ) -> Result:
         """One call; `loop` runs async tools, `known` are calls with side effects that have happened already."""
         plan = self.plan(text, history, variables)
-        needs_somebody(plan)
+        needs_somebody(self.name, plan.tools, plan.approve)
         result = Run(plan, self.totals, loop, known).answer()
         if isinstance(history, MutableSequence):
             dicts = bool(history) and isinstance(history[0], dict)
@@ -242,7 +246,7 @@ class Persona:
         return result
 
     def plan(self, text: str, history: Any, variables: Mapping[str, Any], **changes: Any) -> Plan:
-        """What this call asks: everything that can be wrong is found here, before the model runs. Raises PersonaError, NoAnswer."""
+        """What this call asks: all that can be wrong is found here, before the model runs. Raises PersonaError, NoAnswer."""
         if not isinstance(text, str) or not text.strip():
             raise PersonaError(f"{self.name!r} was asked {text!r}; give it a text")
         text, verdict = guarding.check(self._inputs, text, self.name, self.totals.count)

@@ -1,7 +1,7 @@
 """One call of a persona: ask, read, run tools, ask again, until there is an answer or a reason why not.
 
-Does: keep to the budget, take recorded answers in a replay, mend malformed calls, stop repeated ones, ask for approval, validate
-the output, run the guards, and emit an event for each of these.
+Does: keep to the budget, take recorded answers in a replay, mend malformed calls, stop repeated ones, validate the output, run the
+guards, and emit an event for each of these.
 Does not: know what a persona is made of (`agents.persona` plans each call) or go on to another model (`agents.cascade`).
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,23 +22,9 @@ from agents.calling import Said, read, written
 from agents.chat import Adapter, ChatModel, Message, ModelError, Reply, Request, Sampling, TokenLogprob, ToolCall, ToolSpec
 from agents.confidence import mean_probability
 from agents.constrain import Constraint
-from agents.events import (
-    ModelCalled,
-    Repaired,
-    Token,
-    ToolCalled,
-    ToolReturned,
-    UnknownOutcome,
-    Warned,
-    cancelled,
-    current,
-    emit,
-    memo,
-    replayed,
-    replayed_result,
-)
-from agents.interrupts import interrupt
-from agents.tools import PersonaError, Tool, ToolResult
+from agents.events import ModelCalled, Repaired, Token, Warned, cancelled, current, emit, replayed
+from agents.tool_runs import ToolRuns
+from agents.tools import Tool, ToolResult
 
 REPEATS = 3
 """The run of one call, unchanged in arguments and result, that is not made any more."""
@@ -79,7 +64,7 @@ class Plan:
 
 
 class Run:
-    """The state of one call. `loop` is the event loop async tools run on; `known` are results not to be caused again."""
+    """The state of one call; `loop` and `known` are for `ToolRuns`."""
 
     def __init__(
         self,
@@ -88,15 +73,15 @@ class Run:
         loop: asyncio.AbstractEventLoop | None = None,
         known: Sequence[tuple[ToolCall, ToolResult]] = (),
     ) -> None:
-        self.plan, self.totals, self.loop = plan, totals, loop
+        self.plan, self.totals = plan, totals
         self.meter = Meter(plan.budget)
         self.turns = list(plan.turns)
         self.new_from = len(plan.turns) - 1
-        self.done: list[tuple[ToolCall, ToolResult]] = []
+        self.tools = ToolRuns(plan.name, plan.tools, plan.approve, self.meter, totals, loop, known)
+        self.done = self.tools.done
         self.confidence: float | None = None
         self.logprobs: tuple[TokenLogprob, ...] = ()
         self.names = frozenset(plan.tools)
-        self._known = {_key(call): result for call, result in known}
         self._mended = False
         self._retries = 0
 
@@ -183,7 +168,8 @@ class Run:
         plan = self.plan
         said = read(reply, self.names, think=plan.think, routes=bool(plan.routes))
         # A backend that masks tokens writes whole calls, and its plain text is meant as text; any other may have slipped.
-        if said is not None and (not plan.specs or reply.calls or said.calls or said.goto is not None or hasattr(plan.model, "engine")):
+        trusted = hasattr(plan.model, "engine")
+        if said is not None and (trusted or not plan.specs or reply.calls or said.calls or said.goto is not None):
             if said.goto is not None and said.goto not in plan.routes:
                 self._again(reply, (), f"There is no way to {said.goto!r}; the ways are: {', '.join(plan.routes)}.")
                 return None
@@ -224,13 +210,16 @@ class Run:
 
     def _run_calls(self, said: Said, reply: Reply) -> None:
         plan = self.plan
+        calls = [
+            call if call.id else ToolCall(id=f"call-{number}", name=call.name, arguments=call.arguments)
+            for number, call in enumerate(said.calls, len(self.done) + 1)
+        ]
         if plan.native:
-            self.turns.append(Message(role="assistant", content=said.text if reply.calls else "", calls=said.calls))
-        for call in said.calls:
+            self.turns.append(Message(role="assistant", content=said.text if reply.calls else "", calls=tuple(calls)))
+        for call in calls:
             if len(self.done) + 1 >= REPEATS:
                 self._check_progress(call)
-            result = self._run_tool(call)
-            self.done.append((call, result))
+            result = self.tools.run(call)
             if plan.native:
                 self.turns.append(Message(role="tool", content=result.text, call_id=call.id))
             else:
@@ -244,53 +233,6 @@ class Run:
         if without_progress([(earlier, result.text) for earlier, result in self.done], call, limit=REPEATS):
             self._rung("stop-repeat", same_call(call))
             raise self._none(f"called {same_call(call)} {REPEATS} times without getting further", "repeating")
-
-    def _run_tool(self, call: ToolCall) -> ToolResult:
-        plan = self.plan
-        tool = plan.tools[call.name]
-        scope = current.get()
-        if scope is not None:
-            emit(ToolCalled(plan.name, call))
-            before = replayed_result(plan.name, call)
-            if before is not None:
-                return self._returned(call, ToolResult(before))
-        if tool.needs_approval and not self._approved(call):
-            return self._returned(call, ToolResult(f"{call.name} was not called: a person said no", False))
-        if not tool.side_effects:
-            result = tool.call(call.arguments, loop=self.loop)
-        elif (earlier := self._known.get(_key(call))) is not None:
-            result = earlier
-        else:
-            result = self._once(tool, call)
-        self.meter.tool_ms += result.ms
-        if result.cut:
-            self.totals.count("cut-tool-results")
-            emit(Warned(f"{plan.name}: {result.cut} characters of what {call.name} said were left out"))
-        return self._returned(call, result) if scope is not None else result
-
-    def _once(self, tool: Tool, call: ToolCall) -> ToolResult:
-        """The side effect, at most once per step: what it came to is recorded before the step ends."""
-        made: list[ToolResult] = []
-
-        def compute() -> str:
-            made.append(tool.call(call.arguments, loop=self.loop))
-            return json.dumps([made[0].text, made[0].ok], ensure_ascii=False)
-
-        try:
-            text, ok = json.loads(memo(_key(call), compute))
-        except UnknownOutcome as doubt:
-            return ToolResult(str(doubt), False)
-        return made[0] if made else ToolResult(text, ok)
-
-    def _approved(self, call: ToolCall) -> bool:
-        if self.plan.approve is not None:
-            return bool(self.plan.approve(call))
-        return bool(interrupt(f"may {self.plan.name} call {call.name}?", {"name": call.name, "arguments": call.arguments}))
-
-    def _returned(self, call: ToolCall, result: ToolResult) -> ToolResult:
-        more = {"traceback": result.traceback} if result.traceback is not None else {}
-        emit(ToolReturned(self.plan.name, call.id, call.name, result.text, result.ms, result.ok, **more))
-        return result
 
     def _finished(self, said: Said, reply: Reply) -> Result | None:
         """The result of an answer; None when a guard or a wrong value sends it back to the model."""
@@ -423,18 +365,3 @@ def prompt_sha256(request: Request) -> str:
     """Hash of everything that decides an answer: messages, sampling, grammar, tools, adapters."""
     parts = request.model_dump_json(exclude={"id", "timeout_s", "static_messages"})
     return hashlib.sha256(parts.encode()).hexdigest()
-
-
-def _key(call: ToolCall) -> str:
-    return f"{call.name}:{json.dumps(call.arguments, sort_keys=True, ensure_ascii=False, default=repr)}"
-
-
-def needs_somebody(plan: Plan) -> None:
-    """Raises PersonaError when a tool needs approval and nobody could be asked for it."""
-    if plan.approve is None and current.get() is None:
-        waiting = [tool.name for tool in plan.tools.values() if tool.needs_approval]
-        if waiting:
-            raise PersonaError(
-                f"{plan.name!r}: {waiting[0]!r} needs a person's approval, and nobody can be asked outside a graph; "
-                "run the persona in a graph, or give it approve=function"
-            )

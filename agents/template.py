@@ -28,7 +28,9 @@ class Template:
             self._parts = [(literal, name) for literal, name, spec, conversion in string.Formatter().parse(text)
                            if self._plain(name, spec, conversion)]  # fmt: skip
         except ValueError as error:
-            raise PersonaError(f"the prompt of {owner!r} has an unpaired brace ({error}); write {{{{ and }}}} for braces") from None
+            raise PersonaError(
+                f"the prompt of {owner!r} has an unpaired brace ({error}); write {{{{ and }}}} for braces"
+            ) from None
         self.names = tuple(dict.fromkeys(name for _, name in self._parts if name is not None))
         self._last: dict[str, str] = {}
         self._warned = False
@@ -68,7 +70,7 @@ class Template:
                 if name in changed and behind >= WORTH_A_WARNING:
                     self._warned = True
                     return (
-                        f"prompt layout of {self.owner!r}: {{{name}}} changes between calls and stands before {behind} characters "
-                        "that do not; move it to the end of the prompt, or the model reads them anew every time"
+                        f"prompt layout of {self.owner!r}: {{{name}}} changes between calls and stands before {behind} "
+                        "characters that do not; move it to the end of the prompt, or the model reads them anew every time"
                     )
         return None

@@ -2,7 +2,7 @@
 
 Does: build a tool's JSON schema and validator once, call the function with validated arguments only (sync or async), turn what it
 returns or raises into the text a model reads.
-Does not: ask a model, ask a person (`needs_approval` is acted on by the persona's loop) or remember results (`agents.events.memo`).
+Does not: ask a model, ask a person (`needs_approval` is for the persona's loop) or remember results (`agents.events.memo`).
 
     @tool(side_effects=True, timeout_s=5)
     def refund(order_id: int, reason: str = "") -> str:
@@ -25,12 +25,12 @@ import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, get_type_hints, overload, runtime_checkable
+from typing import Annotated, Any, NotRequired, Protocol, get_type_hints, overload, runtime_checkable
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_json
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from agents.chat import ToolCall, ToolSpec
 
@@ -91,7 +91,7 @@ class Tool:
         validate: Validate | None = None,
         **options: Any,
     ) -> Tool:
-        """A tool whose schema is known already (MCP): `fn` takes the arguments as one dict. Raises PersonaError for a bad schema."""
+        """A tool whose schema is known already (MCP): `fn` takes the arguments as one dict. Raises PersonaError."""
         if spec.parameters.get("type", "object") != "object":
             raise PersonaError(f"tool {spec.name!r}: its parameters are {spec.parameters['type']!r}; they must be a JSON object")
 
@@ -102,9 +102,7 @@ class Tool:
             return await fn(arguments)
 
         is_async = inspect.iscoroutinefunction(fn)
-        return cls(
-            spec, acall if is_async else call, validate if validate is not None else dict, is_async=is_async, **options
-        )
+        return cls(spec, acall if is_async else call, validate if validate is not None else dict, is_async=is_async, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function itself, unchecked: a tool stays usable as what it was."""
@@ -127,7 +125,8 @@ class Tool:
             value = self._run(ready, loop)
             text = text_of(value)
         except TimeoutError:
-            said = f"{self.name} took longer than {self.timeout_s:g} s and was given up" if self.timeout_s else f"{self.name} timed out"
+            limit = f"took longer than {self.timeout_s:g} s and was given up" if self.timeout_s else "timed out"
+            said = f"{self.name} {limit}"
             return ToolResult(said, False, ms=(time.perf_counter() - started) * 1e3)
         except ToolError as error:
             return ToolResult(str(error) or f"{self.name} failed", False, ms=(time.perf_counter() - started) * 1e3)
@@ -254,14 +253,15 @@ def _made(fn: Callable[..., Any], *, name: str | None = None, timeout_s: float |
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(fn).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise PersonaError(f"tool {called!r}: {str(parameter)!r} cannot be filled in by name; give each argument its own name")
+            raise PersonaError(f"tool {called!r}: {str(parameter)!r} cannot be filled by name; give each argument its own name")
         if parameter.name not in hints:
             raise PersonaError(
                 f"tool {called!r}: argument {parameter.name!r} has no type hint; write {parameter.name}: int, str or another type"
             )
         fields[parameter.name] = _field(parameter, hints[parameter.name], told.get(parameter.name))
     try:
-        made: Any = TypedDict(called, fields)  # type: ignore[operator]
+        typed: Any = TypedDict
+        made = typed(called, fields)
         made.__pydantic_config__ = ConfigDict(extra="forbid")
         adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(made)
         schema = adapter.json_schema()

@@ -29,6 +29,14 @@ RETRIED = (408, 409, 425, 429)
 LONGEST_REST_S = 300.0
 """Seconds of a Retry-After that are waited for; after them the attempt is made anyway."""
 
+HONOURED: dict[str, frozenset[str]] = {
+    "response_format": frozenset({"json_schema"}),
+    "structured_outputs": frozenset({"json_schema", "choice", "regex", "lark"}),
+    "guided": frozenset({"json_schema", "choice", "regex", "lark"}),
+    "none": frozenset(),
+}
+"""Way of sending constraints -> the kinds that can be sent so."""
+
 
 class HttpOptions(BaseModel):
     """How an OpenAI-compatible endpoint is asked."""
@@ -93,6 +101,8 @@ class HttpModel:
         """attempts made again, by reason: "429", "5xx", "timeout", "connection", "body" """
         self.unconstrained: Counter[str] = Counter()
         """requests whose constraint the server cannot take, by kind"""
+        self.constrains: frozenset[str] = HONOURED[self.options.constraints]
+        """kinds of constraint that are sent; whether the server obeys is the caller's to verify"""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._dice = random.Random()

@@ -93,8 +93,8 @@ class TaskAnswerer:
     def _example(self, text: str, variables: dict[str, Any]) -> Example:
         context = self.opened(variables) if variables else self.context
         if context is None:
+            what, how = ("a database", "db=FILE.sqlite") if self.name == "sql" else ("something", "context=…")
             raise TaskError(
-                f"the {self.name} persona is asked about {'a database' if self.name == 'sql' else 'something'}, and none is given; "
-                f"give {'db=FILE.sqlite' if self.name == 'sql' else 'context=…'} when it is made or with the question"
+                f"the {self.name} persona answers about {what}, and none is given; give {how} when making or asking it"
             )
         return Example("question", text, context, str(getattr(context, "id", "")))
