@@ -459,7 +459,7 @@ class AgentGraph:
             fresh, began = True, None
             if starts:
                 loop.restore(rows[starts[-1] : starts[-1] + 1])
-                began = loop.state.model_copy()
+                began = self.fields.copy(loop.state).__dict__
                 loop.restore(rows[starts[-1] + 1 :])
                 fresh = not loop.round and not loop.arrivals
             if fresh and starts and not again:
@@ -471,7 +471,7 @@ class AgentGraph:
                     )
                 loop.state = given
                 loop.begin()
-            elif given is not None and given != began:
+            elif given is not None and given.__dict__ != began:
                 raise GraphError(
                     f"thread {thread!r} has an unfinished run of another state at step {loop.step}: g.resume({thread!r}) goes on "
                     f"with it; another thread name begins anew"
