@@ -311,7 +311,7 @@ def test_a_link_put_there_while_reading_never_leads_out(manuals: Path) -> None:
     thread.start()
     for _ in range(2000):
         text = read.call({"path": "deep/secret.txt"}).text
-        if text != "mine" and "read" not in text:
+        if text == "classified":
             leaked.append(text)
     stop.set()
     thread.join()
