@@ -14,7 +14,7 @@ from typing import Any
 from export.errors import ExportError
 from export.families import Plan
 from export.gate import GateSettings
-from export.quants import Prediction, Recipe, predict
+from export.quant_types import Prediction, Recipe, predict
 from export.target import Target, cache_bytes
 from export.workshop import Made, Workshop
 

@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -27,7 +27,8 @@ from agents.card import program
 from agents.models.llama_library import INSTALL
 from export.errors import ExportError
 from export.gate import GateReport, GateSettings
-from export.quants import Recipe, as_json, check_quant, check_tensor_type, llama_cpp_missing, our_types, predict
+from export.quant_types import Recipe, predict
+from export.quants import as_json, check_quant, check_tensor_type, llama_cpp_missing, our_types
 from export.result import ExportResult, print_result, record
 from export.source import Source
 from export.target import Target, cache_bytes, parse_target, predict_speed, streamed_bytes
@@ -92,13 +93,15 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
         _check_means(settings, recipe, source, target, plan)
     with Workshop.opened(source, out, calibration, settings.threads or _threads(), events) as shop:
         if recipe is None:
-            choice = choose(shop, settings, target, lambda made: _decode(made.path, events))
+            choice = choose(shop, settings, target, lambda made: _decode(made.path, source, events))
             made, why, tried, skipped = choice.picked, choice.why, choice.tried, choice.skipped
         else:
             made, why, tried, skipped = shop.make(recipe), "", (), ()
             if settings.gate:
                 made = shop.check(made, settings)
             _check_size(made.bytes, source, target)
+            if target is not None and target.device is not None and made.report is not None and made.report.verdict == "kept":
+                made = replace(made, decode=_decode(made.path, source, events))
         types = made.types
         path = shop.publish(made)
     if path == out:
@@ -200,11 +203,17 @@ def _threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _decode(path: Path, events: EventLog) -> float | None:
-    """Tokens/s of a file's decoding in a process of its own, one thread; None, with a warning, where it cannot be measured."""
-    from export.decode_speed import decode_speed
+def _decode(path: Path, source: Source, events: EventLog) -> float | None:
+    """Tokens/s of a file's decoding, one thread of a fresh process; None, with a warning, where it cannot be measured."""
+    from export.speed import measure_speed
 
-    return decode_speed(path, events)
+    prefill = min(128, source.plan.context // 2)
+    with events.stage("time its decoding") as stage:
+        try:
+            return measure_speed(f"gguf:{path}", prefill=prefill, decode=min(64, prefill), rounds=2).decode_tokens_per_s
+        except ExportError as error:
+            stage.warn(str(error))
+            return None
 
 
 def _sentence(report: GateReport | None) -> str:

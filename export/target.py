@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from export.errors import ExportError
 from export.families import Plan
-from export.quants import BLOCKS
+from export.quant_types import BLOCKS
 
 GB = 1e9
 

@@ -21,7 +21,9 @@ from agents.card import FileEntry
 from export.convert import convert
 from export.errors import ExportError
 from export.gate import GateReport, GateSettings, card_for_file, gate
-from export.quants import Prediction, Recipe, predict, quantize, surprises, written
+from export.quant_types import Prediction, Recipe, predict
+from export.quants import quantize, surprises, written
+from export.seal import seal, write_card
 from export.source import Source
 from factory.events import EventLog
 
@@ -115,6 +117,7 @@ class Workshop:
             exact = self.exact
             with self.events.stage(f"quantize {recipe.label}"):
                 done = quantize(exact, path, recipe, importance.values if importance is not None else None, self.threads)
+            seal(path)  # llama.cpp copied the metadata, and with it the seal of the other file
             notes += [*self._exact_notes, *done.warnings]
             if importance is not None:
                 details["importance"] = importance.as_json()
@@ -132,8 +135,6 @@ class Workshop:
 
     def publish(self, made: Made) -> Path:
         """Card and seal into the file, then move it to its name: with `.rejected` behind it when it lost too much."""
-        from export.seal import seal, write_card
-
         if self.source.card is not None:
             entry = FileEntry(name=self.out.name, format="gguf", precision=made.recipe.quant,
                               bits_per_weight=made.bits_per_weight, source_sha256=self.source.sha256)  # fmt: skip
