@@ -17,17 +17,17 @@ import tempfile
 import time
 from pathlib import Path
 
-
 SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32,
          "vocab_size": 32000, "max_position_embeddings": 4096}  # fmt: skip
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from export.convert import convert
 from export.source import Source
 start, busy = time.perf_counter(), time.process_time()
 made = convert(Source.open(sys.argv[1]), sys.argv[2], sys.argv[3])
 print(json.dumps({"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - busy, "bytes": made.bytes,
-                  "parameters": made.parameters, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+                  "parameters": made.parameters,
+                  "peak_mb": int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024}))
 """
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--type", default="Q8_0")
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--dir", type=Path, default=None, help="where the files lie while it runs (default: a temporary directory)")
+    parser.add_argument("--dir", type=Path, default=None, help="where the files lie while it runs")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="stream-7b-") as place:
         model = sparse_model(Path(place) / "model", args.layers)

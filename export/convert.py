@@ -1,7 +1,7 @@
 """HF model directory to GGUF, streamed, with no compiled code.
 
-Does: prove the vocabulary first, then write F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1 a few rows at a time, merging an adapter
-on the way; count what could not be stored as asked; leave nothing behind when anything fails.
+Does: prove the vocabulary first, then write F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0 or Q5_1 a few rows at a time, merging an
+adapter on the way; count what could not be stored as asked; leave nothing behind when anything fails.
 Does not: write K and IQ types (`export.quants`, through llama.cpp), or measure the file (`export.gate`).
 
     made = convert(Source.open("runs/sql/model"), Path("sql.gguf"), "Q8_0")
@@ -154,7 +154,8 @@ def _check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise ExportError(
-            f"{out}: needs {needed / 1e6:.0f} MB and {out.parent} has {free / 1e6:.0f} MB free; free some space, or choose another --out"
+            f"{out}: needs {needed / 1e6:.0f} MB and {out.parent} has {free / 1e6:.0f} MB free; free some space, or choose "
+            "another --out"
         )
 
 
@@ -251,11 +252,12 @@ def _notes(words: Vocabulary) -> list[str]:
     notes = []
     if words.strip_after:
         notes.append(
-            f"llama.cpp keeps the whitespace after {len(words.strip_after)} added tokens that this tokenizer drops; penknife drops it "
-            "before it tokenizes, other programs must too"
+            f"llama.cpp keeps the whitespace after {len(words.strip_after)} added tokens that this tokenizer drops; penknife "
+            "drops it before it tokenizes, other programs must too"
         )
-    if words.space_first:
-        notes.append("this tokenizer puts a space before the first word only; penknife does so, other programs must too")
+    if words.space_before is not None:
+        where = "a text" if words.space_before == "first" else "each stretch of text"
+        notes.append(f"this tokenizer puts a space before {where} that has none; penknife does so, other programs must too")
     if words.normalizer is not None:
         notes.append(f"this tokenizer normalizes text to {words.normalizer}; penknife does so, other programs must too")
     return notes

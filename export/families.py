@@ -191,7 +191,7 @@ def _check(family: Family, config: Mapping[str, Any], where: str) -> None:
         wanted = [int((i + 1) % 4 != 0) for i in range(config["num_hidden_layers"])]
         if list(config.get("no_rope_layers") or wanted) != wanted:
             raise ExportError(
-                f"{where}: no_rope_layers is {config['no_rope_layers']}; llama.cpp leaves rotary positions out of every fourth layer"
+                f"{where}: no_rope_layers is {config['no_rope_layers']}; llama.cpp leaves rotary positions out of every fourth"
             )
 
 

@@ -33,8 +33,8 @@ def write_file(
 ) -> None:
     """Write a whole file: `tensors` are (what is announced, its data in pieces of any dtype, row by row).
 
-    The pieces are asked for one after another, so one is in memory at a time. Raises OSError, and ValueError when a tensor's pieces
-    have not the size announced.
+    The pieces are asked for one after another, so one is in memory at a time. Raises OSError, and ValueError when a tensor's
+    pieces have not the size announced.
     """
     import numpy as np
     from gguf import GGUFWriter

@@ -1,7 +1,7 @@
 """A LoRA adapter added to its base's weights in float32, rows at a time.
 
-Does: read a peft adapter directory, check that every tensor of it has a place in the base and that its kind can be merged exactly,
-give the merged rows of a weight (rank-stabilized scaling, DoRA, replaced modules, patterns of rank and alpha).
+Does: read a peft adapter directory, check that every tensor of it has a place in the base and that its kind can be merged
+exactly, give the merged rows of a weight (rank-stabilized scaling, DoRA, replaced modules, patterns of rank and alpha).
 Does not: load the base or peft; `factory.merge` merges the kinds refused here.
 """
 
@@ -47,11 +47,12 @@ class Delta:
             added = read_rows(self.a)[:, start:stop].T @ read_rows(self.b).T
         else:
             added = read_rows(self.b, start, stop) @ read_rows(self.a)
-        whole = weight + np.float32(self.scale) * added
+        whole: np.ndarray = weight + np.float32(self.scale) * added
         if self.magnitude is None:
             return whole
         length = np.linalg.norm(whole, axis=1)
-        return (read_rows(self.magnitude).reshape(-1)[start:stop] / length)[:, None] * whole
+        turned: np.ndarray = (read_rows(self.magnitude).reshape(-1)[start:stop] / length)[:, None] * whole
+        return turned
 
 
 @dataclass(frozen=True)

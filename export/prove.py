@@ -60,9 +60,7 @@ def prove(tokenizer: Any, architecture: str, metadata: Mapping[str, Any], where:
     return Proof(texts, conversations, tuple(skipped))
 
 
-def _prove_tokens(
-    tokenizer: Any, architecture: str, metadata: Mapping[str, Any], texts: Sequence[str], where: str
-) -> int:
+def _prove_tokens(tokenizer: Any, architecture: str, metadata: Mapping[str, Any], texts: Sequence[str], where: str) -> int:
     from agents.models.gguf_text import TextRules
     from export.gguf_writer import write_vocabulary
 
@@ -77,8 +75,8 @@ def _prove_tokens(
         text, ids, right = wrong[0]
         place = next((i for i, (a, b) in enumerate(zip(ids, right)) if a != b), min(len(ids), len(right)))
         raise ExportError(
-            f"{where}: llama.cpp tokenizes {len(wrong)} of {len(texts)} texts differently, first {text[:60]!r}: from token {place} "
-            f"{_shown(tokenizer, ids[place:])} instead of {_shown(tokenizer, right[place:])}; this tokenizer cannot be exported"
+            f"{where}: llama.cpp tokenizes {len(wrong)} of {len(texts)} texts differently, first {text[:60]!r}: from token "
+            f"{place} {_shown(tokenizer, ids[place:])} instead of {_shown(tokenizer, right[place:])}; this tokenizer cannot be exported"
         )
     return len(texts)
 
@@ -101,7 +99,8 @@ def tokenize_apart(file: Path, texts: Sequence[str], where: str) -> list[list[in
     if child.returncode != 0:
         said = [line for line in child.stderr.splitlines() if line.strip()]
         raise ExportError(
-            f"{where}: llama.cpp does not accept its vocabulary (exit code {child.returncode}: {said[-1] if said else 'no message'})"
+            f"{where}: llama.cpp does not accept its vocabulary (exit code {child.returncode}: "
+            f"{said[-1] if said else 'no message'}); this tokenizer cannot be exported"
         )
     return [list(ids) for ids in json.loads(child.stdout)]
 
@@ -116,7 +115,8 @@ def _prove_template(tokenizer: Any, metadata: Mapping[str, Any], where: str) -> 
     ids = {f"{name}_token": metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _NAMED.items()}
     tokens = {name: metadata["tokenizer.ggml.tokens"][number] for name, number in ids.items() if number is not None}
     template = ChatTemplate(source, tokens)
-    tool = ToolSpec(name="count", description="Count rows.", parameters={"type": "object", "properties": {"t": {"type": "string"}}})
+    schema = {"type": "object", "properties": {"table": {"type": "string"}}}
+    tool = ToolSpec(name="count", description="Count rows.", parameters=schema)
     compared = 0
     for turns in _CONVERSATIONS:
         messages = [Message.model_validate({"role": role, "content": content}) for role, content in turns]
@@ -147,8 +147,12 @@ def main(argv: Sequence[str]) -> None:
 
     import llama_cpp
 
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: sys.stderr.write(text.decode("utf-8", "replace")) if level >= 4 else None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    def log(level: int, text: bytes, data: object) -> None:
+        if level >= 4:  # errors
+            sys.stderr.write(text.decode("utf-8", "replace"))
+
+    callback = llama_cpp.llama_log_callback(log)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     settings = llama_cpp.llama_model_default_params()
     settings.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(argv[0]).encode(), settings)

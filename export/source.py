@@ -164,9 +164,10 @@ class Source:
         known = {tensor.source for tensor in self.plan.tensors} | {"lm_head.weight"}
         strange = sorted(name for name in self.weights if name not in known and not name.endswith("rotary_emb.inv_freq"))
         if strange:
+            more = f" and {len(strange) - 1} more tensors have" if len(strange) > 1 else " has"
             raise ExportError(
-                f"{self.model_dir}: {strange[0]}{f' and {len(strange) - 1} more tensors have' if len(strange) > 1 else ' has'} no "
-                f"place in a {self.family.name} model; llama.cpp would leave {'them' if len(strange) > 1 else 'it'} out"
+                f"{self.model_dir}: {strange[0]}{more} no place in a {self.family.name} model as config.json describes it; llama.cpp "
+                "would leave such weights out"
             )
 
 

@@ -70,14 +70,14 @@ class Vocabulary:
     chat_template: str | list[dict[str, str]] | None
     normalizer: str | None
     strip_after: tuple[str, ...]
-    space_first: bool
+    space_before: str | None
     padded: int
     """rows of the embedding that no token has"""
 
     @property
     def metadata(self) -> dict[str, Any]:
         """Every key the vocabulary puts into a file."""
-        from agents.models.gguf_text import NORMALIZER, SPACE_FIRST, STRIP_AFTER
+        from agents.models.gguf_text import NORMALIZER, SPACE_BEFORE, STRIP_AFTER
 
         keys: dict[str, Any] = {
             "tokenizer.ggml.model": self.model,
@@ -92,7 +92,7 @@ class Vocabulary:
             "penknife.eos_ids": self.eos_ids or None,
             NORMALIZER: self.normalizer,
             STRIP_AFTER: list(self.strip_after) or None,
-            SPACE_FIRST: True if self.space_first else None,
+            SPACE_BEFORE: self.space_before,
         }
         keys |= {f"tokenizer.ggml.{name}_token_id": number for name, number in self.special_ids.items()}
         if isinstance(self.chat_template, str):
@@ -131,10 +131,10 @@ def vocabulary(tokenizer: Any, rows: int, end_ids: list[int], where: str) -> Voc
         twice = next(text for place, text in enumerate(tokens) if tokens.index(text) != place)
         raise ExportError(f"{where}: its tokenizer has the token {twice!r} twice, which llama.cpp does not allow")
     if metaspace:
-        prefix, first, normalizer = _metaspace(state, added, where)
+        prefix, space, normalizer = _metaspace(state, added, where)
         merges, scores, pre = None, _scores(model, texts, rows), "default"
     else:
-        prefix, first, normalizer = None, False, _normalizer(state, where)
+        prefix, space, normalizer = None, None, _normalizer(state, where)
         merges, scores, pre = _merges(model, where), None, pre_tokenizer(state, where)
     begin, end = _adds(tokenizer)
     names = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}
@@ -150,7 +150,7 @@ def vocabulary(tokenizer: Any, rows: int, end_ids: list[int], where: str) -> Voc
         add_space_prefix=prefix, add_bos=begin, add_eos=end,
         special_ids={name: number for name, number in names.items() if number is not None}, eos_ids=end_ids,
         chat_template=template, normalizer=normalizer,
-        strip_after=tuple(token["content"] for token in added.values() if token.get("rstrip")), space_first=first,
+        strip_after=tuple(token["content"] for token in added.values() if token.get("rstrip")), space_before=space,
         padded=rows - len(texts),
     )  # fmt: skip
 
@@ -232,9 +232,10 @@ def _scores(model: dict[str, Any], texts: dict[int, str], rows: int) -> list[flo
     return [-float(earliest.get(texts.get(number, ""), never)) for number in range(rows)]
 
 
-def _metaspace(state: dict[str, Any], added: dict[int, dict[str, Any]], where: str) -> tuple[bool, bool, str | None]:
-    """(a space before every stretch of text, before the first only, Unicode form) of a tokenizer that joins words with "▁"."""
-    prefix, first, replaces, form = False, False, False, None
+def _metaspace(state: dict[str, Any], added: dict[int, dict[str, Any]], where: str) -> tuple[bool, str | None, str | None]:
+    """Of a tokenizer that joins words with "▁": whether each stretch of text gets a space, where it gets one unless it begins
+    with one ("first", "every" or None), and its Unicode form."""
+    prefix, space, replaces, form = False, None, False, None
     for step in _normalizers(state):
         if step["type"] == "Prepend" and step["prepend"] == "▁":
             prefix = True
@@ -247,7 +248,7 @@ def _metaspace(state: dict[str, Any], added: dict[int, dict[str, Any]], where: s
     splitter = state["pre_tokenizer"]
     if splitter is not None and splitter["type"] == "Metaspace" and splitter["replacement"] == "▁":
         replaces = True
-        prefix, first = splitter["prepend_scheme"] == "always", splitter["prepend_scheme"] == "first"
+        space = {"always": "every", "first": "first"}.get(splitter["prepend_scheme"], space)
     elif splitter is not None and (splitter["type"], splitter.get("pattern")) != ("Split", {"String": " "}):
         raise ExportError(f"{where}: its tokenizer splits text by {json.dumps(splitter, ensure_ascii=False)} before “▁”")
     if not replaces:
@@ -260,7 +261,7 @@ def _metaspace(state: dict[str, Any], added: dict[int, dict[str, Any]], where: s
             f"{where}: its tokenizer finds the added token {lost!r} after a space only, which llama.cpp does not; "
             'set "normalized" to false for it in tokenizer.json'
         )
-    return prefix, first, form
+    return prefix, space, form
 
 
 def _normalizer(state: dict[str, Any], where: str) -> str | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3 partial": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "gemma2, odd pattern and scale": (
         "gemma2",
-        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"], "query_pre_attn_scalar": 7},
+        {"query_pre_attn_scalar": 7,
+         "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
     ),
     "gemma3, odd scale": ("gemma3", {"query_pre_attn_scalar": 100, "final_logit_softcapping": 20.0}),
     "gemma3 without windows": ("gemma3", {"layer_types": ["full_attention"] * 6}),
@@ -151,9 +152,19 @@ def _read(opened: Any, offset: int, size: int) -> bytes:
     return bytes(opened.read(size))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+PEAK_KB = "int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+"""Most resident memory of a process so far; getrusage's includes what its parent had when it forked."""
+
+READ_BACK: dict[str, dict[str, Any]] = {
+    "llama": {}, "smollm2": {}, "qwen2": {}, "qwen3": {"head_dim": 128}, "phi3": {},
+    "gemma2": {"query_pre_attn_scalar": 256, "head_dim": 256},
+}  # fmt: skip
+"""With the head_dim of every Qwen3 and the query scale of small Gemma 2 models, which transformers does not read from a file."""
+
+
+@pytest.mark.parametrize("kind", READ_BACK)
 def test_transformers_reads_the_file_back_to_the_same_logits(kind: str, tmp_path: Path) -> None:
-    source, made = make(tmp_path, kind, "F32")
+    source, made = make(tmp_path, kind, "F32", **READ_BACK[kind])
     ids = random_ids(source, 64, 2)
     back = torch_logits(tmp_path, ids, gguf_file=made.path.name)
     assert np.abs(back - torch_logits(source.path, ids)).max() < 1e-4
@@ -202,14 +213,10 @@ def test_values_a_file_cannot_hold_leave_nothing(value: float, said: str, tmp_pa
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source.open(make_family("qwen2", tmp_path / "m"))
-    monkeypatch.setattr("export.convert.shutil.disk_usage", lambda place: os.statvfs_result([0] * 10) and _Usage())
+    monkeypatch.setattr("export.convert.shutil.disk_usage", lambda place: SimpleNamespace(free=1000))
     with pytest.raises(ExportError, match=r"needs 0 MB and .* has 0 MB free"):
         convert(source, tmp_path / "out.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
-
-
-class _Usage:
-    free = 1000
 
 
 def test_a_full_disk_midway_leaves_nothing(tmp_path: Path) -> None:
@@ -265,9 +272,9 @@ def test_a_135m_model_takes_ten_seconds_and_little_memory(tmp_path: Path) -> Non
     directory = make_family("smollm2", tmp_path / "m", hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                             num_attention_heads=9, num_key_value_heads=3, vocab_padding=49152 - 642)  # fmt: skip
     script = (
-        "import resource, sys, time\nfrom export.convert import convert\nfrom export.source import Source\n"
+        "import sys, time\nfrom export.convert import convert\nfrom export.source import Source\n"
         "made = convert(Source.open(sys.argv[1]), sys.argv[2], sys.argv[3])\n"
-        "print(made.parameters, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        "print(made.parameters, time.process_time(), " + PEAK_KB + " * 1024)"
     )
     for type in ("F16", "Q8_0"):
         command = [sys.executable, "-c", script, str(directory), str(tmp_path / "out.gguf"), type]
@@ -277,12 +284,13 @@ def test_a_135m_model_takes_ten_seconds_and_little_memory(tmp_path: Path) -> Non
         assert seconds < 10 and peak < 1.5 * 2 * parameters
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """A file four times as large (48 MB instead of 12) takes less than 10 MB more."""
     script = (
-        "import resource, sys\nfrom export.convert import convert\nfrom export.source import Source\n"
+        "import sys\nfrom export.convert import convert\nfrom export.source import Source\n"
         "convert(Source.open(sys.argv[1]), sys.argv[2], 'F32')\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        f"print({PEAK_KB})"
     )
     peaks = []
     for width in (1024, 5120):
