@@ -245,10 +245,18 @@ def card_for_file(card: Card, entry: FileEntry, report: GateReport | None) -> Ca
 
 
 def save_report(directory: Path, report: GateReport) -> Path:
-    """Put a report into `directory`'s export_report.json, in place of an earlier one of the same file; returns its path."""
+    """Put a report into `directory`'s export_report.json, in place of an earlier one of the same file; returns its path.
+
+    What else the document holds stays.
+    """
     target = directory / REPORT_FILE
     reports = [kept for kept in read_reports(directory) if kept.file != report.file]
-    document = {"version": program(), "files": [r.model_dump(mode="json") for r in [*reports, report]]}
+    try:
+        earlier = json.loads(target.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = None
+    files = [kept.model_dump(mode="json") for kept in [*reports, report]]
+    document = {**(earlier if isinstance(earlier, dict) else {}), "version": program(), "files": files}
     temporary = target.with_name(target.name + ".tmp")
     temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(target)

@@ -172,7 +172,9 @@ def _compare(job: Job, model: Any, found: Found, write: Callable[[str], None]) -
             words = reference.prompts[index].messages[-1].content[:40]
             found.examples.append(f"the chat prompt of {words!r} differs from token {place} on")
     write("reading its distributions")
-    more = {"adapters": [(adapter.path, adapter.scale) for adapter in job.adapters]} if job.adapters else {}
+    pairs = [(adapter.path, adapter.scale) for adapter in job.adapters]
+    # llama.cpp's model takes (path, scale), the ONNX one the Adapter itself.
+    more = {"adapters": pairs if found.engine.endswith("llama_cpp") else list(job.adapters)} if job.adapters else {}
 
     def logits(ids: list[int]) -> np.ndarray:
         out: np.ndarray = torch_logits(model, ids) if transformers else model.logits(ids, **more)

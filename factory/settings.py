@@ -224,7 +224,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(cls: type[BaseModel], prog: str, about: str) -> argparse.ArgumentParser:
-    """The command line of a settings class: one option per field, its docstring as help; `model` is positional."""
+    """The command line of a settings class: one option per field, its docstring as help; `model` and tuples are positional."""
     out = Parser(prog=prog, description=about, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     out.add_argument("--config", type=Path, metavar="FILE.toml", help="settings as TOML; options given beside it win")
     for name, field in cls.model_fields.items():
@@ -233,6 +233,8 @@ def parser(cls: type[BaseModel], prog: str, about: str) -> argparse.ArgumentPars
         text = ((field.description or "") + shown).replace("%", "%%")
         if field.is_required():
             out.add_argument(name, help=text, nargs="?")
+        elif get_origin(field.annotation) is tuple:
+            out.add_argument(name, help=text, nargs="*")
         elif field.annotation in (bool, bool | None):
             out.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
         else:
@@ -244,7 +246,8 @@ def parser(cls: type[BaseModel], prog: str, about: str) -> argparse.ArgumentPars
 
 def parse(cls: type[S], argv: Sequence[str] | None, prog: str, about: str = "") -> S:
     """Command line (and `--config`) -> settings. Raises SettingsError; `--help` exits as argparse does."""
-    given = vars(parser(cls, prog, about).parse_args(argv))
+    # Positional arguments may stand on both sides of an option.
+    given = vars(parser(cls, prog, about).parse_intermixed_args(argv))
     config = given.pop("config", None)
     given = {name: value for name, value in given.items() if value is not None}
     from_file: dict[str, Any] = {}
