@@ -7,7 +7,6 @@ Does not: decide what runs next or what a return value means (`agents.loop`).
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import queue
 import threading
@@ -15,12 +14,17 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents import events as ev
 from agents.events import current
 from agents.interrupts import Interrupt
 from agents.loop import Loop, Task
+from agents.route import GraphError
+from agents.run import Run
+
+if TYPE_CHECKING:
+    import asyncio
 
 _PATIENCE_S = 0.001
 _HELPERS = 64
@@ -40,6 +44,8 @@ def rounds(loop: Loop) -> Iterator[None]:
 
 async def arounds(loop: Loop) -> None:
     """Run to the end on asyncio: async nodes are awaited, other nodes run in threads of their own."""
+    import asyncio
+
     while tasks := loop.ready():
         if len(tasks) == 1:
             await arun_task(loop, tasks[0])
@@ -50,6 +56,53 @@ async def arounds(loop: Loop) -> None:
 
 def _nowhere(event: ev.Event) -> None:
     """Where a node that was given up still talks to."""
+
+
+def finish(loop: Loop, quiet: bool = False) -> Run:
+    """Run to the end, on an event loop of its own if a node needs one. `quiet` leaves failures to the events."""
+    if loop.plan.only_async:
+        import asyncio
+
+        return asyncio.run(afinish(loop, quiet))
+    try:
+        for _ in rounds(loop):
+            pass
+    except GraphError as error:
+        error.run = left(loop)
+        if not quiet or loop.reason is None:
+            raise
+    finally:
+        release(loop)
+    return left(loop)
+
+
+async def afinish(loop: Loop, quiet: bool = False) -> Run:
+    """Run to the end on asyncio; without anything to await, the whole run has one thread."""
+    if not loop.plan.awaits:
+        run: Run = await in_thread(partial(finish, loop, quiet))
+        return run
+    try:
+        await arounds(loop)
+    except GraphError as error:
+        error.run = left(loop)
+        if not quiet or loop.reason is None:
+            raise
+    finally:
+        release(loop)
+    return left(loop)
+
+
+def release(loop: Loop) -> None:
+    """Let the loop's thread go; calling it twice is harmless."""
+    if loop.store is not None and loop.number:
+        number, loop.number = loop.number, 0
+        loop.store.release_thread(number)
+
+
+def left(loop: Loop) -> Run:
+    """What there is of a run."""
+    waits = next((task.interrupt for task in loop.round if task.interrupt is not None), None)
+    return Run(loop.state, loop.trace, loop.reason or "error", loop.detail, loop.thread, loop.taken, waits)
 
 
 def run_task(loop: Loop, task: Task) -> None:
@@ -123,6 +176,8 @@ async def arun_task(loop: Loop, task: Task) -> None:
 
 
 async def _awaited_within(timeout_s: float, call: Awaitable[Any]) -> Any:
+    import asyncio
+
     began = time.monotonic()
     try:
         return await asyncio.wait_for(call, timeout_s)
@@ -134,6 +189,8 @@ async def _awaited_within(timeout_s: float, call: Awaitable[Any]) -> Any:
 
 async def in_thread(work: Callable[[], Any]) -> Any:
     """Await `work()` in a thread of its own with this context; asyncio's own pool has too few threads for many models at once."""
+    import asyncio
+
     context, loop = contextvars.copy_context(), asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
@@ -233,6 +290,8 @@ def live(work: Callable[[ev.Sink], Any], stop: Callable[[], None]) -> Iterator[e
 
 async def alive(work: Callable[[ev.Sink], Awaitable[Any]], stop: Callable[[], None]) -> AsyncIterator[ev.Event]:
     """`live` on asyncio: `work` runs as a task beside the reader."""
+    import asyncio
+
     waiting: asyncio.Queue[Any] = asyncio.Queue()
     loop, home = asyncio.get_running_loop(), threading.get_ident()
 

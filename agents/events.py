@@ -102,7 +102,8 @@ class ToolCalled(Event):
 
 @dataclass(frozen=True, slots=True)
 class ToolReturned(Event):
-    """What the tool said, as the model reads it. `ok` False: it failed, and `result` is the message about it."""
+    """What the tool said, as the model reads it. `ok` False: it failed, and `result` is the message about it;
+    a bug keeps its `traceback`."""
 
     kind: ClassVar[str] = "tool_returned"
     persona: str
@@ -111,6 +112,7 @@ class ToolReturned(Event):
     result: str
     ms: float = 0.0
     ok: bool = True
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,30 +17,28 @@ Does not: answer anything itself.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, ValidationError
 
 from agents import events as ev
-from agents.checkpoint import Row, Store
-from agents.drive import alive, arounds, in_thread, live, rounds
+from agents.checkpoint import Store
+from agents.drive import afinish, alive, finish, live, release, rounds
 from agents.loop import Loop
 from agents.member import graph_node, persona_node
 from agents.route import END, Goto, GraphError, Runnable, name_of
-from agents.run import Run, Snapshot, moment
+from agents.run import Run, Snapshot
 from agents.state import Fields, fields_of, said
+from agents.threads import MISSING, Stores, begin_thread, fork, new_name, past, rows_of
 from agents.topology import Node, Plan, code_of, draw, make_plan, spoken
 from agents.trace import Tape, Trace
 
 F = TypeVar("F", bound=Callable[..., Any])
 Reads = str | Sequence[str] | Callable[[Any], Any] | Mapping[str, str]
-MISSING: Final = object()
 
 
 class AgentGraph:
@@ -56,8 +54,7 @@ class AgentGraph:
         self._links: list[tuple[str, str]] = []
         self._starts: list[str] = []
         self._plan: Plan | None = None
-        self._stores: dict[str, Store] = {}
-        self._last: Store | None = None
+        self._stores = Stores()
 
     # --- building
 
@@ -97,16 +94,9 @@ class AgentGraph:
 
         def add(fn: Any) -> Any:
             is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
-            code = code_of(fn)
-            roams, words = spoken(code)
-            node = Node(
-                name if name is not None else name_of(fn),
-                fn,
-                acall=fn if is_async else None,
-                only_async=is_async,
-                roams=roams,
-                hints=words,
-            )
+            roams, words = spoken(code_of(fn))
+            called = name if name is not None else name_of(fn)
+            node = Node(called, fn, acall=fn if is_async else None, only_async=is_async, roams=roams, hints=words)
             self._add(node, start, retries, timeout_s, goes)
             return fn
 
@@ -216,13 +206,15 @@ class AgentGraph:
         waits. cancel: set it from elsewhere to stop at the next step. Raises GraphError (`.run` holds what there is).
         """
         if self.only_async:
+            import asyncio
+
             try:
                 asyncio.get_running_loop()
             except RuntimeError:
                 return asyncio.run(self.arun(state, thread, store, max_steps, value=value, cancel=cancel))
             raise GraphError(f"graph {self.name!r} has async nodes and an event loop is running here: use `await g.arun(...)`")
         loop = self._begin(state, thread, store, max_steps, value, cancel)
-        return self.drive(loop)
+        return finish(loop)
 
     async def arun(
         self,
@@ -238,8 +230,8 @@ class AgentGraph:
         stop = cancel if cancel is not None else threading.Event()
         loop = self._begin(state, thread, store, max_steps, value, stop)
         try:
-            return await self.adrive(loop)
-        except asyncio.CancelledError:
+            return await afinish(loop)
+        except BaseException:
             stop.set()
             raise
 
@@ -267,10 +259,7 @@ class AgentGraph:
                 for event in loop.trace:
                     sink(event)
                 loop.listener = sink
-                if self.only_async:
-                    asyncio.run(self.adrive(loop, quiet=True))
-                else:
-                    self.drive(loop, quiet=True)
+                finish(loop, quiet=True)
 
             yield from live(work, stop.set)
             return
@@ -284,7 +273,7 @@ class AgentGraph:
             if loop.reason is None:
                 raise
         finally:
-            self._release(loop)
+            release(loop)
         yield from buffer
 
     async def astream(
@@ -305,7 +294,7 @@ class AgentGraph:
             for event in loop.trace:
                 sink(event)
             loop.listener = sink
-            await self.adrive(loop, quiet=True)
+            await afinish(loop, quiet=True)
 
         async for event in alive(work, stop.set):
             yield event
@@ -337,7 +326,7 @@ class AgentGraph:
         loop.begin()
         loop.sink(ev.RunStarted(self.name, first.state))
         try:
-            run = asyncio.run(self.adrive(loop)) if self.only_async else self.drive(loop)
+            run = finish(loop)
         except GraphError as error:
             if error.run is None or "the replay differs" in str(error):
                 raise
@@ -348,54 +337,17 @@ class AgentGraph:
     # --- threads
 
     def history(self, thread: str, store: str | Path | Store | None = None) -> list[Snapshot]:
-        """The thread after each of its rows, oldest first."""
-        kept = self._store(store)
-        rows = self._rows(kept, thread)
+        """The thread after each of its rows, oldest first. Without `store`, in the one this graph used last."""
         loop = Loop(self._checked(), self.fields, self.fields.cls.model_construct())
-        past = []
-        for row in rows:
-            loop.restore([row])
-            state = self.fields.copy(loop.state)
-            waiting = tuple(task.node.name for task in loop.round if task.changes is None)
-            waiting += tuple(arrival.target for arrival in loop.arrivals)
-            past.append(Snapshot(row.step, row.kind, row.node, state, waiting, moment(row.at_ms), row.events))
-        return past
+        return past(loop, rows_of(self._stores.get(store), thread))
 
     def fork(self, thread: str, step: int, into: str | None = None, store: str | Path | Store | None = None) -> str:
         """A new thread that shares the first `step` steps with this one; returns its name, for `resume` or `run`."""
-        kept = self._store(store)
-        rows = self._rows(kept, thread)
-        last = max(row.step for row in rows)
-        if not 0 <= step <= last:
-            raise GraphError(f"thread {thread!r} has steps 0 to {last}, so it cannot be forked at step {step}")
-        name = into if into is not None else f"{thread}-fork-{step}-{uuid.uuid4().hex[:6]}"
-        kept.fork(thread, name, step)
-        return name
+        return fork(self._stores.get(store), thread, step, into)
 
     def close(self) -> None:
         """Close the stores this graph opened; calling it twice is harmless."""
-        while self._stores:
-            self._stores.popitem()[1].close()
-        self._last = None
-
-    def _rows(self, store: Store, thread: str) -> list[Row]:
-        rows = store.rows(thread)
-        if not rows:
-            names = store.threads()
-            raise GraphError(f"there is no thread {thread!r} in the store; threads: {', '.join(names[-10:]) or 'none'}")
-        return rows
-
-    def _store(self, store: str | Path | Store | None) -> Store:
-        if isinstance(store, Store):
-            self._last = store
-        elif store is not None:
-            key = str(store) if str(store) == ":memory:" else str(Path(store).absolute())
-            if key not in self._stores:
-                self._stores[key] = Store(store)
-            self._last = self._stores[key]
-        elif self._last is None:
-            self._last = self._stores.setdefault(":memory:", Store(":memory:"))
-        return self._last
+        self._stores.close()
 
     def _state_of(self, state: Any) -> BaseModel:
         cls = self.state
@@ -430,7 +382,7 @@ class AgentGraph:
             loop.begin()
             loop.sink(ev.RunStarted(self.name, self.fields.copy(loop.state).__dict__, at_ms=loop.now()))
         else:
-            self._begin_thread(loop, given, thread or uuid.uuid4().hex[:12], self._store(store), value)
+            begin_thread(loop, given, thread if thread is not None else new_name(), self._stores.get(store), value)
         for warning in plan.warnings:
             loop.sink(ev.Warned(warning, at_ms=loop.now(), thread=loop.thread))
         return loop
@@ -441,86 +393,5 @@ class AgentGraph:
         if store is None:
             return self._begin(values, None, None, 1 << 30, value, None)
         loop = Loop(self._checked(), self.fields, self.state.model_construct(), max_steps=1 << 30)
-        self._begin_thread(loop, None if values is None else self._state_of(values), thread, store, value, again=False)
+        begin_thread(loop, None if values is None else self._state_of(values), thread, store, value, again=False)
         return loop
-
-    def _begin_thread(
-        self, loop: Loop, given: BaseModel | None, thread: str, store: Store, value: Any, again: bool = True
-    ) -> None:
-        owner = store.graph_of(thread)
-        if owner is None and given is None:
-            self._rows(store, thread)
-        if owner not in (None, self.name):
-            raise GraphError(f"thread {thread!r} belongs to graph {owner!r}, not to {self.name!r}: use another thread name")
-        loop.thread, loop.store, loop.number = thread, store, store.claim_thread(thread, self.name)
-        try:
-            rows = store.rows(thread)
-            starts = [i for i, row in enumerate(rows) if row.kind == "start"]
-            fresh, began = True, None
-            if starts:
-                loop.restore(rows[starts[-1] : starts[-1] + 1])
-                began = self.fields.copy(loop.state).__dict__
-                loop.restore(rows[starts[-1] + 1 :])
-                fresh = not loop.round and not loop.arrivals
-            if fresh and starts and not again:
-                return
-            if fresh:
-                if given is None:
-                    raise GraphError(
-                        f"thread {thread!r} has ended at step {loop.step}: run it with a new state, or g.fork(...) it"
-                    )
-                loop.state = given
-                loop.begin()
-            elif given is not None and given.__dict__ != began:
-                raise GraphError(
-                    f"thread {thread!r} has an unfinished run of another state at step {loop.step}: g.resume({thread!r}) goes on "
-                    f"with it; another thread name begins anew"
-                )
-            state, at = self.fields.copy(loop.state).__dict__, None if fresh else loop.step
-            loop.sink(ev.RunStarted(self.name, state, at, at_ms=loop.now(), thread=thread))
-            waiting = any(task.interrupt is not None for task in loop.round)
-            if value is not MISSING:
-                if not waiting:
-                    raise GraphError(f"thread {thread!r} waits for no answer, but was given {value!r:.40}: leave the value out")
-                loop.answer(value)
-        except BaseException:
-            self._release(loop)
-            raise
-
-    def _release(self, loop: Loop) -> None:
-        if loop.store is not None and loop.number:
-            number, loop.number = loop.number, 0
-            loop.store.release_thread(number)
-
-    def drive(self, loop: Loop, quiet: bool = False) -> Run:
-        """Run a loop to its end in this thread. `quiet` leaves failures to the events."""
-        try:
-            for _ in rounds(loop):
-                pass
-        except GraphError as error:
-            error.run = self._left(loop)
-            if not quiet or loop.reason is None:
-                raise
-        finally:
-            self._release(loop)
-        return self._left(loop)
-
-    async def adrive(self, loop: Loop, quiet: bool = False) -> Run:
-        """Run a loop to its end on asyncio; without anything to await, the whole run has one thread."""
-        if all(node.acall is None for node in self._nodes.values()):
-            run: Run = await in_thread(lambda: self.drive(loop, quiet))
-            return run
-        try:
-            await arounds(loop)
-        except GraphError as error:
-            error.run = self._left(loop)
-            if not quiet or loop.reason is None:
-                raise
-        finally:
-            self._release(loop)
-        return self._left(loop)
-
-    @staticmethod
-    def _left(loop: Loop) -> Run:
-        waits = next((task.interrupt for task in loop.round if task.interrupt is not None), None)
-        return Run(loop.state, loop.trace, loop.reason or "error", loop.detail, loop.thread, loop.taken, waits)

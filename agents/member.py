@@ -5,7 +5,6 @@ Does not: run the graph they are members of (`agents.loop`).
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_origin
 from agents import events as ev
 from agents.chat import Reply, ToolCall
 from agents.checkpoint import Store
+from agents.drive import afinish, finish
 from agents.interrupts import interrupt
 from agents.loop import Loop
 from agents.route import GraphError, Runnable
@@ -112,7 +112,7 @@ def graph_node(inner: AgentGraph, outer: Fields, name: str, reads: Any, writes: 
         visit = first(state)
         loop: Loop | None = visit.begin()
         while loop is not None:
-            run = asyncio.run(inner.adrive(loop)) if inner.only_async else inner.drive(loop)
+            run = finish(loop)
             loop = visit.after(run)
         return changed(state, run)
 
@@ -120,7 +120,7 @@ def graph_node(inner: AgentGraph, outer: Fields, name: str, reads: Any, writes: 
         visit = first(state)
         loop: Loop | None = visit.begin()
         while loop is not None:
-            run = await inner.adrive(loop)
+            run = await afinish(loop)
             loop = visit.after(run)
         return changed(state, run)
 

@@ -6,7 +6,6 @@ Does not: run anything (`agents.loop`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
@@ -62,6 +61,16 @@ class Plan:
     joins: frozenset[str]
     warnings: tuple[str, ...] = ()
     _reached: dict[tuple[str, frozenset[str]], frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def only_async(self) -> bool:
+        """Whether some node is an async function, so that the run needs an event loop."""
+        return any(node.only_async for node in self.nodes.values())
+
+    @property
+    def awaits(self) -> bool:
+        """Whether some node can be awaited."""
+        return any(node.acall is not None for node in self.nodes.values())
 
     def reach(self, source: str, without: frozenset[str] = frozenset()) -> frozenset[str]:
         """Nodes that can come after `source` (itself only through a cycle), on paths that avoid `without`."""
@@ -123,6 +132,8 @@ def _strings(constants: Sequence[Any]) -> Iterator[str]:
 
 def near(name: str, names: Sequence[str]) -> str:
     """ "; did you mean 'x'?" when a known name is close, else the known names."""
+    import difflib
+
     close = difflib.get_close_matches(name, names, 1)
     return f"did you mean {close[0]!r}?" if close else f"nodes: {', '.join(names) or 'none'}"
 

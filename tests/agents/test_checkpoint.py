@@ -1,4 +1,4 @@
-"""A thread on disk goes on where it was: after too few steps, an error, a kill -9; and grows by what changed, not by what there is."""
+"""A thread on disk goes on where it was: after too few steps, an error, a kill -9; and grows by what changed, not by what is."""
 
 from __future__ import annotations
 
@@ -156,10 +156,16 @@ class Rich(BaseModel):
 
 def test_values_of_every_kind_come_back_as_they_were(path: Path) -> None:
     part = Part(size=Decimal("1.10"), made=date(2020, 2, 29))
+
+    def more(s: Rich) -> None:
+        s.parts.append(part)
+        s.tags.add(9)
+        s.by_name["b"] = part
+
     g = chain(
         lambda s: {"parts": [part], "by_name": {"a": part}, "tags": {1, 2}, "pair": (3, "ü\x00"), "total": 4},
         lambda s: {"when": datetime(2024, 1, 1, tzinfo=UTC), "raw": b"abc", "ratio": float("inf"), "table": {"x": 1}, "total": 5},
-        lambda s: (s.parts.append(part), s.tags.add(9), s.by_name.update(b=part)) and None,
+        more,
         state=Rich,
     )
     run = g.run({}, thread="u", store=path)
@@ -237,7 +243,7 @@ def test_two_at_once_on_one_thread_are_kept_apart(path: Path) -> None:
     runner = threading.Thread(target=g.run, args=(State(), "u", path))
     runner.start()
     assert inside.wait(10)
-    with pytest.raises(StoreError, match="thread 'u' in .* is being run elsewhere"):
+    with pytest.raises(StoreError, match=r"thread 'u' in .* is being run elsewhere"):
         g.run(State(), thread="u", store=path)
     program = "from tests.agents.test_checkpoint import *\nchain(lambda s: None).resume('u', store=sys.argv[1])"
     command = [sys.executable, "-c", program, str(path)]

@@ -1,4 +1,4 @@
-"""Events are cheap frozen values that survive JSON; code inside a node reaches its run through them, code outside goes without."""
+"""Events are cheap frozen values that survive JSON; code in a node reaches its run, code outside goes without."""
 
 from __future__ import annotations
 

@@ -188,7 +188,9 @@ def test_parallel_writes_without_a_reducer_are_an_error_that_says_what_to_do() -
     g.node(name="two")(lambda s: {"answer": "2"})
     for one, two in [("fork", "one"), ("fork", "two"), ("one", END), ("two", END)]:
         g.edge(one, two)
-    with pytest.raises(GraphError, match="'one' and 'two' ran in parallel and both wrote State.answer: declare a reducer") as error:
+    with pytest.raises(
+        GraphError, match=r"'one' and 'two' ran in parallel and both wrote State.answer: declare a reducer"
+    ) as error:
         g.run(State())
     assert error.value.run.reason == "error"
     assert error.value.run.state.answer is None
@@ -278,7 +280,7 @@ def test_time_limits(is_async: bool) -> None:
         await asyncio.sleep(10)
 
     g = chain(aslow if is_async else slow, timeout_s=0.05)
-    with pytest.raises(GraphError, match="no answer within 0.05 s"):
+    with pytest.raises(GraphError, match=r"no answer within 0.05 s"):
         g.run(State())
     assert is_async or stopped.wait(5)
 
@@ -311,7 +313,7 @@ def test_async_nodes_under_run_arun_and_astream() -> None:
 
     async def both() -> Any:
         run = await g.arun(State())
-        with pytest.raises(GraphError, match="await g.arun"):
+        with pytest.raises(GraphError, match=r"await g.arun"):
             g.run(State())
         return run, [event.kind async for event in g.astream(State())]
 

@@ -1,4 +1,4 @@
-"""A graph is checked as a whole before any model is loaded: one clear sentence for each thing wrong with it; and it can be drawn."""
+"""A graph is checked as a whole before any model is loaded: one clear sentence for each thing wrong; and drawn."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def b(g: AgentGraph) -> None:
 WRONG: dict[str, tuple[Callable[[], AgentGraph], str]] = {
     "nothing": (lambda: graph(edges=()), "graph 'shop' has no nodes"),
     "no start": (lambda: graph(b, edges=[("b", END)]), r"has no start: say start=True at one of its nodes \(b\)"),
-    "edge from nowhere": (lambda: graph(a, edges=[("aa", END), ("a", END)]), "edge from nowhere: .*no node 'aa'; did you mean 'a'?"),
+    "edge from nowhere": (
+        lambda: graph(a, edges=[("aa", END), ("a", END)]),
+        "edge from nowhere: .*no node 'aa'; did you mean 'a'?",
+    ),
     "edge to nowhere": (lambda: graph(a, edges=[("a", "zebra")]), "edge to nowhere: .*no node 'zebra'; nodes: a"),
     "unreachable": (lambda: graph(a, b, edges=[("a", END), ("b", END)]), "node 'b' cannot be reached from the start 'a'"),
     "leads nowhere": (lambda: graph(a, edges=()), "node 'a' leads nowhere: add g.edge"),
@@ -115,7 +118,9 @@ def test_a_node_that_may_go_anywhere_reaches_all_and_doubt_is_a_warning() -> Non
     g.node(name="c")(lambda s: None)
     g.edge("b", END)
     g.edge("c", END)
-    assert g.check() == ["nothing names node 'c' as a target: if a goto with a computed target leads there, say so with goes=[...]"]
+    assert g.check() == [
+        "nothing names node 'c' as a target: if a goto with a computed target leads there, say so with goes=[...]"
+    ]
     run = g.run(State())
     assert [event.kind for event in run.trace][:2] == ["run_started", "warned"]
 

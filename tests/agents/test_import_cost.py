@@ -29,7 +29,9 @@ def measured(program: str) -> tuple[float, float, set[str]]:
 def test_what_is_imported() -> None:
     _, _, modules = measured(f"import agents\n{NAMES}")
     tops = {name.split(".")[0] for name in modules}
-    others = {name for name in tops if name not in sys.stdlib_module_names and not name.startswith(("_sysconfigdata", "__editable__"))}
+    others = {
+        name for name in tops if name not in sys.stdlib_module_names and not name.startswith(("_sysconfigdata", "__editable__"))
+    }
     assert others - {"__main__", "sitecustomize", "_virtualenv", "distutils_precedence", "_distutils_hack"} <= ALLOWED
     assert not {"numpy", "torch", "llguidance", "openai", "json_repair", "sqlite3.dbapi3"} & tops
 

@@ -1,4 +1,4 @@
-"""A trace survives its file, adds up per persona, and plays again: the same replies give the same run, and a change is located."""
+"""A trace survives its file, adds up per persona, and plays again: the same replies give the same run, a change is located."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def test_usage_per_persona() -> None:
     assert usage == {"one": one, "two": one}
     assert [row["persona"] for row in usage_rows(usage)] == ["one", "two"]
     events: list[ev.Event] = [
-        ev.Repaired("p", "coerce"), ev.Repaired("p", "coerce"), ev.Guarded("p", "polite", "retry"), ev.Escalated("p", "big", "unsure"),
-        ev.ToolReturned("p", "1", "f", "", 2.0, False), ev.ModelCalled("p", "m", usage=Usage(cost_usd=0.5), truncated_prompt_tokens=3),
+        ev.Repaired("p", "coerce"), ev.Repaired("p", "coerce"), ev.Guarded("p", "polite", "retry"),
+        ev.Escalated("p", "big", "unsure"), ev.ToolReturned("p", "1", "f", "", 2.0, False),
+        ev.ModelCalled("p", "m", usage=Usage(cost_usd=0.5), truncated_prompt_tokens=3),
         ev.ModelCalled("p", "m", usage=Usage(cost_usd=0.25)),
     ]  # fmt: skip
     p = Trace(events).usage()["p"]
@@ -104,7 +105,9 @@ def test_replay_asks_no_model_and_gives_the_same_run(tmp_path: Path) -> None:
 
 def test_replay_says_where_it_differs(tmp_path: Path) -> None:
     trace = graph(replies()).run(State(answer="hi")).trace
-    with pytest.raises(ReplayError, match=r"differs at step 3, node 'review': recorded changes \[\{'n': 5\}.*now changes \[\{'n': 6"):
+    with pytest.raises(
+        ReplayError, match=r"differs at step 3, node 'review': recorded changes \[\{'n': 5\}.*now changes \[\{'n': 6"
+    ):
         graph(Scripted([]), lambda s: {"n": len(s.notes[-1]) + 1}).replay(trace)
     g = graph(Scripted([]))
     g._nodes["two"].call = lambda s: Speaker("two", Scripted([]))("another prompt")
