@@ -5,10 +5,11 @@ Does not: route a graph; the Choice it gives is what a node returns.
 
 How names that begin alike are told apart. Decoding under the constraint is a walk over tokens, and at every token the reply names
 what else was allowed and how likely it was. A branch that only one name can follow gives that name its whole mass, however the
-rest of the name would be cut into tokens: this is exact. A branch that several names share (to "car" and "cat" instead of "dog")
-is asked again with only those names allowed and its mass divided in that proportion; branches below `WORTH_ASKING` are divided
-evenly. Exact where the model names all allowed tokens (`TOP`; few are allowed at any point of a name) and the second walk takes
-the same tokens. A model that gives no log-probabilities gives no probabilities either.
+rest of the name would be cut into tokens: with names that differ in their first character the result is exact, where the model
+names all allowed tokens (`TOP`; few are allowed at any point of a name). A branch that several names share (to "car" and "cat"
+instead of "dog") is asked again with only those names allowed and its mass divided in that proportion: the sum is exact, the
+division as good as the second walk's way of cutting the shared part. Branches below `WORTH_ASKING` are divided evenly. A model that
+gives no log-probabilities gives no probabilities either.
 """
 
 from __future__ import annotations
@@ -158,8 +159,8 @@ def probabilities_of(
                 share = left * math.exp(value)
                 end = at + other
                 able = [name for name in names if (whole[name] == at if not other else whole[name].startswith(end))]
-                if len(end) <= len(before) or not able:
-                    continue
+                if len(end) <= len(before) or not able or len(able) == len(names):
+                    continue  # nothing is decided there: this mass goes the way of the rest
                 if len(able) > 1 and again is not None and share >= WORTH_ASKING:
                     inner = _divided(able, again)
                     for name in able:

@@ -221,10 +221,9 @@ class Persona:
 
     def save(self, path: str | Path) -> Path:
         """Write name, prompt and settings as TOML. Raises PersonaError for what a file cannot say (guards, approve)."""
-        from agents.persona_file import save
+        from agents import persona_file
 
-        written: Path = save(self.name, self.model, self.prompt, self._given, Path(path))
-        return written
+        return persona_file.save(self.name, self.model, self.prompt, self._given, Path(path))
 
     def run(
         self,

@@ -1,7 +1,7 @@
 """One call of a persona: ask, read, run tools, ask again, until there is an answer or a reason why not.
 
-Does: keep to the budget, take recorded answers in a replay, mend malformed calls, stop repeated ones, validate the output, run the
-guards, and emit an event for each of these.
+Does: keep to the budget, take recorded answers in a replay, mend malformed calls, stop repeated ones, validate the output, run
+the guards, and emit an event for each of these.
 Does not: know what a persona is made of (`agents.persona` plans each call) or go on to another model (`agents.cascade`).
 """
 
@@ -169,7 +169,9 @@ class Run:
         said = read(reply, self.names, think=plan.think, routes=bool(plan.routes))
         # A backend that masks tokens writes whole calls, and its plain text is meant as text; any other may have slipped.
         trusted = hasattr(plan.model, "engine")
-        if said is not None and (trusted or not plan.specs or reply.calls or said.calls or said.goto is not None):
+        if said is not None and (
+            trusted or not plan.specs or reply.calls or (said.calls and not plan.native) or said.goto is not None
+        ):
             if said.goto is not None and said.goto not in plan.routes:
                 self._again(reply, (), f"There is no way to {said.goto!r}; the ways are: {', '.join(plan.routes)}.")
                 return None
@@ -179,7 +181,9 @@ class Run:
             return said if said is not None else Said(reply.text)
         from agents.repair import repair, retry_message
 
-        mended = repair(reply if said is None or not said.thought else reply.model_copy(update={"text": said.text}), plan.specs)
+        mended = repair(
+            reply if said is None or said.calls or not said.thought else reply.model_copy(update={"text": said.text}), plan.specs
+        )
         for rung, detail in mended.rungs:
             self._rung(rung, detail)
         if not mended.problems:

@@ -1,7 +1,7 @@
 """Running the calls a persona's model made: with permission, at most once where it matters, recorded, replayed.
 
-Does: ask for approval, keep side effects from happening twice (in one step, or in both halves of a cascade), take recorded results
-in a replay, emit what was called and what came of it.
+Does: ask for approval, keep side effects from happening twice (in one step, or in both halves of a cascade), take recorded
+results in a replay, emit what was called and what came of it.
 Does not: validate arguments (`agents.tools`), decide when to stop (`agents.persona_loop`) or ask a model.
 """
 
