@@ -120,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from onnxruntime_genai.models import builder
 
     model_dir, out, cache = sys.argv[1:4] if argv is None else argv
-    options = builder.parse_extra_options("", model_dir, out, "fp32", "cpu", cache, ["hf_remote=false", "windowed_kv_cache=false"])
+    options = builder.parse_extra_options(
+        "", model_dir, out, "fp32", "cpu", cache, ["hf_remote=false", "windowed_kv_cache=false"]
+    )
     builder.create_model("", model_dir, out, "fp32", "cpu", cache, **options)
 
 

@@ -115,6 +115,9 @@ def _four(part: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.floa
             best = [error, distance, scale, zero]
             continue
         better = error < best[0]
-        best = [np.where(better[..., None] if new.ndim == 3 else better, new, old) for new, old in zip((error, distance, scale, zero), best)]
+        best = [
+            np.where(better[..., None] if new.ndim == 3 else better, new, old)
+            for new, old in zip((error, distance, scale, zero), best)
+        ]
     _, distance, scale, zero = best
     return (distance + zero[..., None]).astype(np.uint8), scale.astype(np.float32), zero.astype(np.uint8)

@@ -24,7 +24,6 @@ from agents.models.onnx_graph import LOGITS_FROM
 from export.onnx_quantize import BLOCK, Blocks, quantize
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 Precision = Literal["fp32", "int8", "int4"]
@@ -71,7 +70,9 @@ def rewrite(
     head = _head(model.graph, matrices)
     if head is not None:
         _keep_last(model.graph, head)
-    layers = 1 + max((int(found[1]) for node in matrices if (found := SENSITIVE.search(_label(node, matrices[node])))), default=-1)
+    layers = 1 + max(
+        (int(found[1]) for node in matrices if (found := SENSITIVE.search(_label(node, matrices[node])))), default=-1
+    )
     written = _Writer(out)
     result = _Result()
     tables = {use.name: use for use in _embeddings(model.graph, tensors)}
@@ -93,7 +94,7 @@ def rewrite(
         if precision == "fp32":
             if table.name not in result.bits:
                 result.count(table.name, size, 32, 4 * size)
-        elif table.shape[1] % BLOCK or table.turned and table.name in result.bits:
+        elif table.shape[1] % BLOCK or (table.turned and table.name in result.bits):
             result.kept.append(f"{table.name}: {table.shape[1]} columns are no multiple of {BLOCK}")
             result.count(table.name + " (embedding)", size, 32, 4 * size)
         else:

@@ -174,13 +174,13 @@ class Sampler:
 
 def allowed_ids(bits: NDArray[np.int32], width: int) -> NDArray[np.intp]:
     """Ids whose bit is set in one row of a mask (ceil(V/32),) int32, ascending."""
-    words = np.flatnonzero(bits)
-    if len(words) * 8 < len(bits):  # few words hold anything: unpack only those
+    if not _dense(bits):  # few words hold anything: unpack only those
+        words = np.flatnonzero(bits)
         spread = np.unpackbits(bits[words].view(np.uint8), bitorder="little").reshape(-1, 32)
         row, bit = np.nonzero(spread)
         ids = words[row] * 32 + bit
         return ids[ids < width] if len(words) and words[-1] * 32 + 32 > width else ids
-    return np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little", count=width))
+    return np.flatnonzero(_spread(bits, width))
 
 
 def may_come(bits: NDArray[np.int32], token: int) -> bool:
@@ -193,12 +193,21 @@ def greedy(logits: NDArray[np.float32], bits: NDArray[np.int32] | None) -> int:
     best = int(logits.argmax())
     if bits is None or may_come(bits, best):
         return best
+    if _dense(bits):
+        return int(np.where(_spread(bits, len(logits)), logits, -np.inf).argmax())
     ids = allowed_ids(bits, len(logits))
     return int(ids[logits[ids].argmax()])
 
 
 def score(logits: NDArray[np.float32], bits: NDArray[np.int32] | None, token: int, top: int) -> tuple[float, Top]:
     """Log-probability of `token`, and the `top` most likely tokens, in the distribution that `bits` leaves, at temperature 1."""
+    if bits is not None and not top and _dense(bits):
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = np.exp(logits - logits[token])
+            weights *= _spread(bits, len(logits))
+            total = float(weights.sum())
+        if math.isfinite(total):  # where all that is likely is forbidden, more care is needed
+            return min(0.0, -math.log(total)), []
     ids = allowed_ids(bits, len(logits)) if bits is not None else None
     if ids is not None and len(ids) == 1:
         return 0.0, [(token, 0.0)][:top]
@@ -216,8 +225,17 @@ def score(logits: NDArray[np.float32], bits: NDArray[np.int32] | None, token: in
 
 def forbid(logits: NDArray[np.float32], bits: NDArray[np.int32]) -> None:
     """Write -inf over the logits of every token that `bits` does not allow, in place."""
-    mask = np.unpackbits(bits.view(np.uint8), bitorder="little", count=len(logits))
-    logits[mask == 0] = -np.inf
+    logits[_spread(bits, len(logits)) == 0] = -np.inf
+
+
+def _dense(bits: NDArray[np.int32]) -> bool:
+    """Whether so much is allowed that going through the whole vocabulary is quicker than listing it."""
+    return int(np.count_nonzero(bits)) * 8 >= len(bits)
+
+
+def _spread(bits: NDArray[np.int32], width: int) -> NDArray[np.uint8]:
+    """A mask's row as one byte, 0 or 1, per token."""
+    return np.unpackbits(bits.view(np.uint8), bitorder="little", count=width)
 
 
 def _address(pointer: Any) -> int:
