@@ -46,12 +46,13 @@ class AdapterFile:
 
 
 def check_adapter(source: Source) -> None:
-    """Raises ExportError, with the way out, for what a GGUF adapter cannot hold; reads no weights."""
+    """Raises ExportError, with the way out, for what a GGUF adapter cannot hold; reads no more than what it brings whole."""
     if source.adapter is None:
         raise ExportError(f"{source.path}: is no adapter directory; give the one with adapter_config.json, or leave --lora away")
     where = source.adapter.directory
-    if source.adapter.replaced:
-        names = ", ".join(sorted(source.adapter.replaced))
+    changed = sorted(name for name in source.adapter.replaced if not _unchanged(source, name))
+    if changed:
+        names = ", ".join(changed)
         raise ExportError(f"{where}: brings {names} whole (modules_to_save), which a GGUF adapter cannot hold; {_WAY_OUT}")
     planned = {tensor.source: tensor for tensor in source.plan.tensors}
     for name, delta in source.adapter.deltas.items():
@@ -115,6 +116,21 @@ def write_adapter(source: Source, out: Path, name: str | None = None) -> Adapter
         temporary.unlink(missing_ok=True)
     ranks = tuple(sorted({delta.a.shape[0] for delta in deltas.values()}))
     return AdapterFile(out, out.stat().st_size, ranks, alpha, len(deltas), folded)
+
+
+def _unchanged(source: Source, name: str) -> bool:
+    """Whether what an adapter brings whole is what its base has: peft saves an adapted head or embedding beside its A and B."""
+    import numpy as np
+
+    from export.weights import read_rows
+
+    assert source.adapter is not None
+    brought, base = source.adapter.replaced[name], source.weights[name]
+    return brought.shape == base.shape and all(
+        np.array_equal(read_rows(brought, start, end), read_rows(base, start, end))
+        for start in range(0, base.shape[0], 4096)
+        for end in (min(start + 4096, base.shape[0]),)
+    )
 
 
 def _alpha(deltas: list[Delta]) -> float:
