@@ -174,17 +174,23 @@ def _speed(spec: str, settings: CompareSettings, events: EventLog, dtype: str = 
             return None
 
 
+UNITS = (
+    "MB on disk, bits per weight, mean KLD and top-1 agreement to the source, points lost on the same questions; one thread: "
+    "tokens per second of processor time, ms to the first token, MB of memory over a bare interpreter"
+)
+WIDTH = 118
+"""Least width of the table, in characters, where it does not go to a terminal."""
+
+
 def table(rows: Sequence[Row], title: str) -> Any:
     """The rows as a rich table."""
     from rich.markup import escape
     from rich.table import Table
 
-    out = Table(
-        title=title, title_justify="left", caption="one thread; tokens per second of processor time", caption_justify="left"
-    )
-    out.add_column("file", overflow="fold")
-    for name in ("MB", "bits/weight", "KLD", "top-1", "score", "loss", "prefill/s", "decode/s", "first ms", "RAM MB", "verdict"):
-        out.add_column(name, justify="right" if name != "verdict" else "left")
+    out = Table(title=title, title_justify="left", caption=UNITS, caption_justify="left")
+    out.add_column("file", overflow="fold", min_width=12)
+    for name in ("MB", "bits", "KLD", "top-1", "score (95 %)", "loss", "prefill", "decode", "first", "RAM", ""):
+        out.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in rows:
         speed, score = row.speed, row.score
         out.add_row(
@@ -192,8 +198,8 @@ def table(rows: Sequence[Row], title: str) -> Any:
             f"{row.bytes / 1e6:.1f}" if row.bytes is not None else "",
             f"{row.bits_per_weight:.2f}" if row.bits_per_weight else "",
             f"{row.kld:.1e}" if row.kld is not None else "",
-            f"{row.top1:.2%}" if row.top1 is not None else "",
-            f"{100 * score.score:.1f} ({100 * score.low:.1f} to {100 * score.high:.1f})" if score is not None else "",
+            f"{row.top1:.1%}" if row.top1 is not None else "",
+            f"{100 * score.score:.1f} ({100 * score.low:.1f}-{100 * score.high:.1f})" if score is not None else "",
             f"{row.drop:.2f}" if row.drop is not None else "",
             f"{speed.prefill_tokens_per_s:,.0f}" if speed is not None else "",
             f"{speed.decode_tokens_per_s:,.0f}" if speed is not None else "",
@@ -217,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ProgressView() as view:
         rows, about = compare(settings, EventLog(listener=view))
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, WIDTH))
     console.print(table(rows, about))
     for row in rows:
         if row.sentence and row.verdict != "kept":
