@@ -37,6 +37,8 @@ class Said:
     calls: tuple[ToolCall, ...] = ()
     goto: str | None = None
     thought: str = ""
+    formal: bool = False
+    """whether it was written as the grammar writes it, so that it cannot mean anything else"""
 
 
 def honours(model: Any, kind: Kind) -> bool:
@@ -187,13 +189,13 @@ def read(reply: Reply, names: frozenset[str], *, think: bool = False, routes: bo
     except ValueError:
         return None
     if routes and isinstance(found, dict) and found.keys() == {"goto"}:
-        return Said(goto=str(found["goto"]), thought=thought)
+        return Said(goto=str(found["goto"]), thought=thought, formal=True)
     if isinstance(found, dict) and found.keys() == {"name", "arguments"} and found["name"] in names:
         if isinstance(found["arguments"], dict):
-            return Said(calls=(ToolCall(name=found["name"], arguments=found["arguments"]),), thought=thought)
+            return Said(calls=(ToolCall(name=found["name"], arguments=found["arguments"]),), thought=thought, formal=True)
         return None
     if isinstance(found, dict) and found.keys() == {"answer"}:
-        return Said(_json(found["answer"]), thought=thought)
+        return Said(_json(found["answer"]), thought=thought, formal=True)
     return None
 
 

@@ -8,8 +8,8 @@ what else was allowed and how likely it was. A branch that only one name can fol
 rest of the name would be cut into tokens: with names that differ in their first character the result is exact, where the model
 names all allowed tokens (`TOP`; few are allowed at any point of a name). A branch that several names share (to "car" and "cat"
 instead of "dog") is asked again with only those names allowed and its mass divided in that proportion: the sum is exact, the
-division as good as the second walk's way of cutting the shared part. Branches below `WORTH_ASKING` are divided evenly. A model that
-gives no log-probabilities gives no probabilities either.
+division as good as the second walk's way of cutting the shared part. Branches below `WORTH_ASKING` are divided evenly. A model
+that gives no log-probabilities gives no probabilities either.
 """
 
 from __future__ import annotations

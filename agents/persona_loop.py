@@ -169,9 +169,8 @@ class Run:
         said = read(reply, self.names, think=plan.think, routes=bool(plan.routes))
         # A backend that masks tokens writes whole calls, and its plain text is meant as text; any other may have slipped.
         trusted = hasattr(plan.model, "engine")
-        if said is not None and (
-            trusted or not plan.specs or reply.calls or (said.calls and not plan.native) or said.goto is not None
-        ):
+        formal = said is not None and said.formal and (plan.constraint is not None or not plan.native or not said.calls)
+        if said is not None and (trusted or not plan.specs or reply.calls or formal):
             if said.goto is not None and said.goto not in plan.routes:
                 self._again(reply, (), f"There is no way to {said.goto!r}; the ways are: {', '.join(plan.routes)}.")
                 return None

@@ -20,6 +20,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import sys
 import threading
 import time
 import traceback
@@ -193,10 +194,10 @@ def tools_of(given: Sequence[Any]) -> tuple[Tool, ...]:
     for one in given:
         if isinstance(one, Tool):
             found.append(one)
-        elif isinstance(one, ToolSource):
-            found.extend(one.tools())
         elif hasattr(one, "as_tool"):
             found.append(one.as_tool())
+        elif isinstance(one, ToolSource):
+            found.extend(one.tools())
         elif callable(one):
             found.append(tool(one))
         else:
@@ -246,10 +247,7 @@ def _made(fn: Callable[..., Any], *, name: str | None = None, timeout_s: float |
     if timeout_s is not None and not timeout_s > 0:
         raise PersonaError(f"tool {called!r}: timeout_s={timeout_s!r} must be above 0")
     summary, told = _documented(fn)
-    try:
-        hints = get_type_hints(fn, include_extras=True)
-    except (NameError, TypeError, SyntaxError) as error:
-        raise PersonaError(f"tool {called!r}: its type hints cannot be read ({error}); import what they name") from None
+    hints = _hints(fn, called)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(fn).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
@@ -271,6 +269,21 @@ def _made(fn: Callable[..., Any], *, name: str | None = None, timeout_s: float |
     spec = ToolSpec(name=called, description=summary, parameters=untitled(schema))
     is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
     return Tool(spec, fn, adapter.validate_python, timeout_s=timeout_s, is_async=is_async, **options)
+
+
+def _hints(fn: Callable[..., Any], called: str) -> dict[str, Any]:
+    """Resolved type hints; names of the function that the tool is defined in count too."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals is globals():
+        frame = frame.f_back
+    inner = fn if inspect.isroutine(fn) else type(fn).__call__
+    try:
+        try:
+            return get_type_hints(inner, include_extras=True)
+        except NameError:
+            return get_type_hints(inner, localns=dict(frame.f_locals), include_extras=True)
+    except (NameError, TypeError, SyntaxError) as error:
+        raise PersonaError(f"tool {called!r}: its type hints cannot be read ({error}); import what they name") from None
 
 
 def _field(parameter: inspect.Parameter, hint: Any, told: str | None) -> Any:

@@ -36,7 +36,10 @@ def card(dialect: Dialect = "compact", **changes: Any) -> Card:
         "parser": f"sql/{dialect}",
         "max_tokens": 96,
         "base": BaseEntry(id="scratch:tiny"),
-        "calibration": (CalibrationEntry(threshold=0.2, kept=1.0, accuracy=0.6), CalibrationEntry(threshold=0.8, kept=0.5, accuracy=0.95)),
+        "calibration": (
+            CalibrationEntry(threshold=0.2, kept=1.0, accuracy=0.6),
+            CalibrationEntry(threshold=0.8, kept=0.5, accuracy=0.95),
+        ),
         "created_by": "penknife",
     }
     return Card(**{**values, **changes})
@@ -100,7 +103,7 @@ def test_a_database_file_may_come_when_made_or_with_the_question(tmp_path: Path)
     persona = Persona.from_artifact(tmp_path, model=Scripted([said] * 2), task=answerer, db=str(db))
     assert persona("where is 17?").text == said
     unbound = Persona.from_artifact(tmp_path, model=Scripted([said]), task=answerer)
-    with pytest.raises(TaskError, match="db=FILE.sqlite"):
+    with pytest.raises(TaskError, match=r"db=FILE\.sqlite"):
         unbound("where is 17?")
     assert unbound("where is 17?", db=str(db)).text == said
     assert [tuple(row) for row in Database.from_file(db).execute(said).rows] == [("Oslo",)]
@@ -115,7 +118,10 @@ def test_a_cascade_takes_its_threshold_from_the_card_and_asks_the_larger_model_p
     task = get_task("sql")
 
     def unsure(request: Request, p: float) -> Reply:
-        return Reply(text=task.encode(examples[0], examples[0].reference, "compact"), logprobs=(TokenLogprob(token="x", logprob=math.log(p)),))
+        return Reply(
+            text=task.encode(examples[0], examples[0].reference, "compact"),
+            logprobs=(TokenLogprob(token="x", logprob=math.log(p)),),
+        )
 
     result = cascade(examples[0].question, database=examples[0].context)
     assert result.escalated == "unsure" and result.text == examples[0].reference
@@ -180,9 +186,7 @@ def test_an_adapter_for_another_base_is_refused_before_any_model_runs(tmp_path: 
 
 def test_an_adapter_artifact_needs_its_base(tmp_path: Path) -> None:
     entry = exported(kind="adapter", base_sha256="cd" * 32).model_dump_json()
-    file = gguf(
-        tmp_path / "desk.gguf", **{"general.type": "adapter", "penknife.base.sha256": "cd" * 32, "penknife.card": entry}
-    )
+    file = gguf(tmp_path / "desk.gguf", **{"general.type": "adapter", "penknife.base.sha256": "cd" * 32, "penknife.card": entry})
     with pytest.raises(PersonaError, match="is an adapter; give model="):
         Persona.from_artifact(file, task=answerer)
     persona = Persona.from_artifact(file, model=Weights("cd" * 32), task=answerer)

@@ -83,7 +83,11 @@ def test_a_shared_branch_is_asked_again_and_divided() -> None:
 
 
 def test_thinking_before_the_name_counts_for_nothing() -> None:
-    walk = [(b"hm", math.log(0.1), ((b"no", math.log(0.9)),)), (b"\nAnswer: ", 0.0, ()), (b"yes", math.log(0.7), ((b"no", math.log(0.3)),))]
+    walk = [
+        (b"hm", math.log(0.1), ((b"no", math.log(0.9)),)),
+        (b"\nAnswer: ", 0.0, ()),
+        (b"yes", math.log(0.7), ((b"no", math.log(0.3)),)),
+    ]
     assert probabilities_of(["yes", "no"], walk, "yes") == pytest.approx({"yes": 0.7, "no": 0.3})
 
 
@@ -94,7 +98,9 @@ def test_a_model_may_think_first(llama: Any) -> None:
 
 
 def test_choices_are_routes_that_compare_by_name() -> None:
-    model = Scripted([Reply(text="desk", logprobs=(TokenLogprob(token="desk", logprob=math.log(0.9), top=((None, "sql", math.log(0.1)),)),))])
+    model = Scripted(
+        [Reply(text="desk", logprobs=(TokenLogprob(token="desk", logprob=math.log(0.9), top=((None, "sql", math.log(0.1)),)),))]
+    )
     triage = Persona("triage", model, "Pick who should answer.")
     desk = Persona("desk", model, description="Answers order questions.")
     choice = triage.choose("where is 17?", {"desk": desk, "sql": "Answers database questions."})
@@ -126,7 +132,14 @@ def test_a_model_without_constraints_gets_one_more_try() -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("desk", "desk"), (" Desk.\n", "desk"), ('"sql"', "sql"), ("use the sql one", "sql"), ("desk or sql", None), ("desktop", None)],
+    [
+        ("desk", "desk"),
+        (" Desk.\n", "desk"),
+        ('"sql"', "sql"),
+        ("use the sql one", "sql"),
+        ("desk or sql", None),
+        ("desktop", None),
+    ],
 )
 def test_names_in_free_text(text: str, name: str | None) -> None:
     assert named(text, ["desk", "sql"]) == name

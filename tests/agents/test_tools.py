@@ -7,7 +7,6 @@ import threading
 import time
 from datetime import date
 from enum import Enum
-from typing import Literal
 
 import pytest
 from pydantic import BaseModel, TypeAdapter
@@ -94,7 +93,13 @@ def test_a_wrong_argument_never_reaches_the_function_and_is_named(arguments: dic
         ran.append(item)
         return ""
 
-    said = tool(watched, ).call(arguments) if "colour" not in arguments else tool(order).call(arguments)
+    said = (
+        tool(
+            watched,
+        ).call(arguments)
+        if "colour" not in arguments
+        else tool(order).call(arguments)
+    )
     assert not said.ok and not ran
     assert all(word in said.text for word in words)
 
@@ -164,7 +169,8 @@ def test_async_tools_run_on_the_callers_loop_and_sync_ones_do_not_block_it() -> 
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [("as is", "as is"), (None, "done"), ({"a": [1, 2]}, '{"a":[1,2]}'), (Address(street="x"), '{"street":"x","zip":null}')]
+    ("value", "text"),
+    [("as is", "as is"), (None, "done"), ({"a": [1, 2]}, '{"a":[1,2]}'), (Address(street="x"), '{"street":"x","zip":null}')],
 )
 def test_returned_values_become_text(value: object, text: str) -> None:
     assert text_of(value) == text
