@@ -103,13 +103,12 @@ def make(
     precision: Literal["fp32", "int8", "int4"],
     events: EventLog,
     insert: Any = None,
-    merge: bool = True,
 ) -> tuple[Rewritten, str]:
     """Graph, weights, tokenizer and facts in the new directory `out`, no card yet; also says which builder made the graph."""
     place = out.parent
     how = "onnxruntime-genai" if builds(source) else "torch.onnx"
     with events.stage("prepare"):
-        model_dir = staged(source, place / "float32", merge)
+        model_dir = staged(source, place / "float32")
     with events.stage(f"build with {how}"):
         built = place / "built"
         if how == "torch.onnx":

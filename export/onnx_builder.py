@@ -48,10 +48,9 @@ def builds(source: Source) -> bool:
     return source.family.name in BUILT and rope.get("rope_type", "default") in ("default", "llama3")
 
 
-def staged(source: Source, place: Path, merge: bool = True) -> Path:
+def staged(source: Source, place: Path) -> Path:
     """A directory the builder can read: the source's own where all of it is float32, else a merged float32 copy in `place`."""
-    plain = source.adapter is None or not merge
-    if plain and all(stored.dtype == "F32" for stored in source.weights.values()):
+    if source.adapter is None and all(stored.dtype == "F32" for stored in source.weights.values()):
         return source.model_dir
     place.mkdir()
     for file in ("config.json", "generation_config.json"):
@@ -64,14 +63,12 @@ def staged(source: Source, place: Path, merge: bool = True) -> Path:
     for file in source.tokenizer_dir.iterdir():
         if file.is_file() and (file.name.startswith(("tokenizer", "special_tokens", "chat_template", "added_tokens"))):
             shutil.copyfile(file, place / file.name)
-    _write_shards(source, place, merge)
+    _write_shards(source, place)
     return place
 
 
-def _write_shards(source: Source, place: Path, merge: bool) -> None:
+def _write_shards(source: Source, place: Path) -> None:
     from safetensors.numpy import save_file
-
-    from export.weights import read_rows
 
     where: dict[str, str] = {}
     shard: dict[str, object] = {}
@@ -86,7 +83,7 @@ def _write_shards(source: Source, place: Path, merge: bool) -> None:
         shard, size = {}, 0
 
     for tensor in source.plan.tensors:
-        array = source.read(tensor.source) if merge else read_rows(source.weights[tensor.source])
+        array = source.read(tensor.source)
         shard[tensor.source] = array
         size += array.nbytes
         if size >= SHARD_BYTES:

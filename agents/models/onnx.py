@@ -1,13 +1,13 @@
 """ONNX directories through onnxruntime as a ChatModel: rows of any length decoded together, constrained, with adapters swapped.
 
-Does: open what `export.onnx` (or onnxruntime-genai's model builder) wrote, tokenize and render as the source does, decode with the
-program's own grammar engine, add LoRA adapters per request, keep static prompt beginnings, score whole texts.
+Does: open what `export.onnx` (or onnxruntime-genai's model builder) wrote, tokenize and render as the source does, decode with
+the program's own grammar engine, add LoRA adapters per request, keep static prompt beginnings, score whole texts.
 Does not: export (`export.onnx`), parse calls out of text, or use a GPU.
 
     model = open_model("onnx:runs/sql/model/onnx", threads=1)
     answer(model, [Request(messages=(Message(role="user", content="hi"),))])
-Threads may share one model. A row decoded beside others may differ from itself alone in the last bits of its logits: matrix products
-over several rows add up in another order; `batch=1` decodes every request by itself.
+Threads may share one model. A row decoded beside others may differ from itself alone in the last bits of its logits: products of
+several rows add up in another order; `batch=1` decodes every request by itself.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class OnnxModel:
 
     @classmethod
     def open(cls, path: str, options: OnnxOptions | None = None) -> Self:
-        """Load a directory. Raises ModelError, or CardError for a card of other weights, before the session is made where it can."""
+        """Load a directory. Raises ModelError, or CardError for a card of other weights, before the session is made."""
         options = options if options is not None else OnnxOptions()
         directory = OnnxDirectory.read(Path(path.removeprefix("onnx:")))
         return cls(directory, OnnxGraph(directory.file, directory.heads, options.threads), options, path)

@@ -23,7 +23,7 @@ def choose(
     dice: random.Random,
     top: int | None,
 ) -> tuple[int, float, list[tuple[int, float]]]:
-    """(token, its log-probability, the `top` most likely with theirs). logits (V,), bits (>= V/32,) lowest bit first; None allows all.
+    """(token, its log-probability, the `top` most likely with theirs). logits (V,), bits (>= V/32,) lowest bit first; None: all.
 
     Log-probabilities (nats) are those of the masked distribution at temperature 1, before top-p; 0.0 with `top` None.
     """

@@ -1,10 +1,10 @@
 """What an ONNX directory on disk is, found out before a session is made of it.
 
-Does: find graph, tokenizer, chat template, end tokens, context and card; refuse files of other weights, or data outside the directory.
+Does: find graph, tokenizer, chat template, end tokens, context and card; refuse a card of other weights.
 Does not: load a graph.
 
-`penknife.json`, which `export.onnx` writes, says: source_sha256, eos_ids, context, kv_heads, head_size, vocab_size. A directory of
-onnxruntime-genai's builder without it is read by its genai_config.json.
+`penknife.json`, which `export.onnx` writes, says: source_sha256, eos_ids, context, kv_heads, head_size. A directory of onnxruntime-genai's
+ builder without it is read by its genai_config.json.
 """
 
 from __future__ import annotations

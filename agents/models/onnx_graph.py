@@ -59,7 +59,7 @@ class OnnxGraph:
     """A session and what it is fed. Threads may share it; a cache belongs to one of them."""
 
     def __init__(self, file: Path, heads: tuple[int, int] | None, threads: int | None) -> None:
-        """`heads`: (key/value heads, head size) where the graph leaves them open. Raises ModelError for a file that does not load."""
+        """`heads`: (key/value heads, head size) where the graph leaves them open. Raises ModelError for a file that fails."""
         try:
             import onnxruntime as ort
         except ImportError:
@@ -85,7 +85,8 @@ class OnnxGraph:
         strange = sorted(set(inputs) - needed - {"position_ids", "attention_mask"})
         if not self.past or "logits" not in outputs or strange or needed - set(inputs) or set(self.present) - set(outputs):
             raise ModelError(
-                f"{file}: is no text decoder this program can run (inputs {', '.join(list(inputs)[:4])}…); export it with export.onnx"
+                f"{file}: is no text decoder this program can run (inputs {', '.join(list(inputs)[:4])}…); "
+                "export it with export.onnx"
             )
         self.shapes = [_heads(inputs[name].shape, heads, file) for name in self.past]
         """(heads, head size) of every cache array"""
@@ -138,7 +139,7 @@ class OnnxGraph:
     def step(
         self, tokens: Sequence[int], lengths: Sequence[int], cache: Cache, extra: Mapping[str, NDArray[Any]] | None = None
     ) -> NDArray[np.float32]:
-        """One new token behind each of the first rows, which hold `lengths` positions. Logits (B, V), valid until the next step."""
+        """One new token behind each of the first rows, which hold `lengths` positions. Logits (B, V), valid until the next."""
         import numpy as np
 
         count, longest = len(tokens), max(lengths)
@@ -221,7 +222,5 @@ def _heads(shape: Sequence[int | str], given: tuple[int, int] | None, file: Path
     if isinstance(heads, int) and isinstance(size, int):
         return heads, size
     if given is None:
-        raise ModelError(
-            f"{file}: neither it nor genai_config.json says how many key/value heads it has; export it with export.onnx"
-        )
+        raise ModelError(f"{file}: says nowhere how many key/value heads it has; export it with export.onnx")
     return given
