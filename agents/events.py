@@ -271,7 +271,7 @@ class Scope:
     answers: tuple[Any, ...] = ()
     asked: int = 0
     memos: Memos | None = None
-    uses: dict[str, int] = field(default_factory=dict)
+    uses: dict[str, int] | None = None
     tape: Tape | None = None
     deadline: float | None = None
     cancelled: Callable[[], bool] | None = None
@@ -308,8 +308,8 @@ def memo(key: str, compute: Callable[[], str]) -> str:
     scope = current.get()
     if scope is None or scope.memos is None:
         return compute()
-    nth = scope.uses.get(key, 0)
-    scope.uses[key] = nth + 1
+    uses = scope.uses = scope.uses if scope.uses is not None else {}
+    nth = uses[key] = uses.get(key, -1) + 1
     return scope.memos.once(scope.thread or "", scope.step, f"{scope.node}:{key}#{nth}", compute)
 
 

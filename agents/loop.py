@@ -47,6 +47,7 @@ class Task:
     answers: tuple[Any, ...] = ()
     changes: Changes | None = None
     routes: Sequence[Route] = ()
+    base: BaseModel | None = None
     interrupt: ev.Interrupted | None = None
     error: Exception | None = None
 
@@ -232,20 +233,22 @@ class Loop:
 
     def close_round(self) -> None:
         """After every task was tried: merge and go on, or end the run. Raises the error of a node that failed for good."""
-        for task in self.round:
-            if task.error is not None:
-                self.end("error", str(task.error))
-                raise task.error
-        if any(task.interrupt is not None for task in self.round):
-            self._still_waiting()
-        elif any(task.changes is None for task in self.round):
-            self.end("cancelled")
-        else:
+        undone = [task for task in self.round if task.changes is None]
+        if not undone:
             try:
                 self._merge()
             except GraphError as error:
                 self.end("error", str(error))
                 raise
+            return
+        for task in undone:
+            if task.error is not None:
+                self.end("error", str(task.error))
+                raise task.error
+        if any(task.interrupt is not None for task in undone):
+            self._still_waiting()
+        else:
+            self.end("cancelled")
 
     def _merge(self) -> None:
         tasks = self.round
@@ -283,17 +286,17 @@ class Loop:
         if node.timeout_s is not None:
             scope.deadline = time.monotonic() + node.timeout_s
         self.sink(ev.NodeStarted(attempt, at_ms=self.now(), step=task.step, node=name, thread=thread))
-        return scope, self._seen(task)
-
-    def _seen(self, task: Task) -> BaseModel:
-        return self.fields.copy(self.state) if task.private is None else self.fields.overlaid(self.state, task.private)
+        if task.base is None:
+            task.base = self.state if task.private is None else self.fields.overlaid(self.state, task.private)
+        return scope, self.fields.copy(task.base)
 
     def leave(self, task: Task, mine: BaseModel, value: Any) -> None:
         """A node returned: understand, validate and write what it did. Raises GraphError for what it cannot return."""
         if self.cancelled is not None and self.cancelled():
             return
         node, fields = task.node, self.fields
-        base = self.state if task.private is None else self._seen(task)
+        base = task.base
+        assert base is not None
         gotos: Sequence[Goto] | None = None
         if isinstance(value, fields.cls):
             changes = fields.difference(base, value)

@@ -13,7 +13,8 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -21,6 +22,7 @@ from agents.route import GraphError
 
 Reducer = Callable[[Any, Any], Any]
 _set = object.__setattr__
+_EXACT = (int, str, bool, type(None))
 _GROWING = (list, dict, set)
 _GROWERS: dict[type, tuple[Any, ...]] = {list: (None, operator.add), dict: (None, operator.or_), set: (None, operator.or_)}
 
@@ -61,8 +63,10 @@ class Fields:
     def __init__(self, cls: type[BaseModel]) -> None:
         self.cls = cls
         self.names = tuple(cls.model_fields)
+        self._names = frozenset(self.names)
         self.reducers: dict[str, Reducer] = {}
         self._plain: set[str] = set()
+        self._exact: dict[str, tuple[Any, ...]] = {}
         self._adapters: dict[str, TypeAdapter[Any]] = {}
         decorators = cls.__pydantic_decorators__
         watched = {name for one in decorators.field_validators.values() for name in one.info.fields}
@@ -77,6 +81,9 @@ class Fields:
                 self.reducers[name] = functions[0]
             if len(functions) == len(info.metadata) and not decorators.model_validators and not {name, "*"} & watched:
                 self._plain.add(name)
+                kinds = get_args(info.annotation) if get_origin(info.annotation) in (Union, UnionType) else (info.annotation,)
+                if all(kind in _EXACT for kind in kinds) and not any(key.startswith("str_") for key in cls.model_config):
+                    self._exact[name] = kinds
 
     def adapter(self, name: str) -> TypeAdapter[Any]:
         if name not in self._adapters:
@@ -103,7 +110,7 @@ class Fields:
             new = self.cls.__new__(self.cls)
             values = state.__dict__.copy()
             _set(new, "__dict__", values)
-            _set(new, "__pydantic_fields_set__", state.__pydantic_fields_set__)
+            _set(new, "__pydantic_fields_set__", state.__pydantic_fields_set__.copy())
             _set(new, "__pydantic_extra__", state.__pydantic_extra__)
             _set(new, "__pydantic_private__", None)
         for name, value in values.items():
@@ -114,12 +121,18 @@ class Fields:
     def overlaid(self, state: BaseModel, private: Mapping[str, Any]) -> BaseModel:
         """A copy that shows one node its own inputs."""
         new = self.copy(state)
+        for name in private:
+            self._known(name)
         self._checked(new, private)
         return new
 
+    def _known(self, name: str) -> None:
+        if name not in self._names:
+            raise GraphError(f"unknown state field {name!r}; {self.cls.__name__} has {', '.join(self.names)}")
+
     def difference(self, base: BaseModel, new: BaseModel) -> Changes:
         """What has to be done to `base` to make it `new`."""
-        changes = Changes()
+        changes = Changes({}, {})
         before, after = base.__dict__, new.__dict__
         for name in self.names:
             a, b = before[name], after[name]
@@ -153,8 +166,7 @@ class Fields:
     def returned(self, values: Mapping[str, Any], changes: Changes) -> None:
         """Add what a node returned as a dict: a reducer's operand where the field has a reducer, else the new value."""
         for name, value in values.items():
-            if name not in self.cls.model_fields:
-                raise GraphError(f"unknown state field {name!r}; {self.cls.__name__} has {', '.join(self.names)}")
+            self._known(name)
             if name in self.reducers:
                 changes.assigned.pop(name, None)
                 changes.added[name] = value
@@ -164,8 +176,9 @@ class Fields:
 
     def validate(self, scratch: BaseModel, changes: Changes) -> None:
         """Check and coerce the changes alone; `scratch` is a copy that may be spoilt. Raises GraphError with one sentence."""
-        for name in self.unwritable & (changes.assigned.keys() | changes.added.keys()):
-            raise GraphError(f"{self.cls.__name__}.{name} is frozen: no node can write it")
+        if self.unwritable:
+            for name in self.unwritable & (changes.assigned.keys() | changes.added.keys()):
+                raise GraphError(f"{self.cls.__name__}.{name} is frozen: no node can write it")
         if changes.assigned:
             checked = self._checked(scratch, changes.assigned)
             changes.assigned = {name: own(checked[name]) for name in changes.assigned}
@@ -182,9 +195,6 @@ class Fields:
                 self._checked(scratch, {name: grow(own(old), more)})
 
     def _checked(self, scratch: BaseModel, values: Mapping[str, Any]) -> dict[str, Any]:
-        for name in values:
-            if name not in self.cls.model_fields:
-                raise GraphError(f"unknown state field {name!r}; {self.cls.__name__} has {', '.join(self.names)}")
         try:
             if self.frozen:
                 whole = self.cls.model_validate({**scratch.__dict__, **values}, by_name=True)
@@ -192,7 +202,10 @@ class Fields:
             else:
                 check = self.cls.__pydantic_validator__.validate_assignment
                 for name, value in values.items():
-                    check(scratch, name, value, by_name=True)
+                    if type(value) in self._exact.get(name, ()):
+                        scratch.__dict__[name] = value
+                    else:
+                        check(scratch, name, value, by_name=True)
         except ValidationError as error:
             raise GraphError(f"{self.cls.__name__} does not take {said(error)}") from None
         return scratch.__dict__
@@ -203,6 +216,7 @@ class Fields:
             self._contradictions(written)
         for _node, changes in written:
             values = state.__dict__
+            state.__pydantic_fields_set__.update(changes.assigned, changes.added)
             for name, value in changes.assigned.items():
                 values[name] = own(value)
             for name, more in changes.added.items():

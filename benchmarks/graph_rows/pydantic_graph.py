@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ def line() -> Any:
 
         steps.append(g.step(work, node_id=f"n{i}"))
     g.add(g.edge_from(g.start_node).to(steps[0]))
-    for one, two in zip(steps, steps[1:], strict=False):
+    for one, two in pairwise(steps):
         g.add(g.edge_from(one).to(two))
     g.add(g.edge_from(steps[-1]).to(g.end_node))
     return g.build()
