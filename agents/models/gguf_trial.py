@@ -1,6 +1,7 @@
 """Load a GGUF file of unknown origin in a process of its own: a malformed one aborts the process that loads it.
 
-Does: load the file (and an adapter onto it), decode one token, exit 0. Does not: judge what the model says.
+Does: load the file (and an adapter onto it), read its vocabulary, cut texts, decode a few tokens, exit 0.
+Does not: judge what the model says.
 
 Run: python -m agents.models.gguf_trial MODEL.gguf [ADAPTER.gguf]
 `survives` runs it and raises ModelError where it fails; a file that passed once is not tried again by the same process.
@@ -8,7 +9,6 @@ Run: python -m agents.models.gguf_trial MODEL.gguf [ADAPTER.gguf]
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -18,6 +18,9 @@ from agents.chat import ModelError
 
 LIMIT_S = 600.0
 """Longest a trial may take."""
+
+TEXTS = ("a word, and  another\n\n\t12345", "e\u0301 größer ☂ 日本語 👩‍🚀", "".join(map(chr, range(1, 256))), " ", "")
+"""What is cut into tokens once."""
 
 _passed: set[tuple[str, int, int]] = set()
 
@@ -59,32 +62,27 @@ def _ended(code: int) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """0 when everything loaded and one token was decoded; 2 with a reason on stderr when llama.cpp refused."""
-    from agents.models.llama_library import library
+    """0 when everything a model is used for was done once; 2 with a reason on stderr when llama.cpp refused."""
+    from agents.models.llama_batch import Batch, DecodeError
+    from agents.models.llama_weights import Weights
 
-    model_file, adapter_file = argv[0], argv[1] if len(argv) > 1 else None
-    lib = library()
-    api = lib.api
-
-    def refuse(what: str) -> int:
-        sys.stderr.write(f"{lib.why(what)}\n")
+    try:
+        weights = Weights(Path(argv[0]), trusted=True)
+        for text in TEXTS:
+            weights.tokenize(text)
+        weights.tokenize("".join(piece.decode("utf-8", "replace") for piece in weights.spelled[:4096]))
+        batch = Batch(weights, cells=512, sequences=4, tokens=64, threads=1, outputs=64)
+        if len(argv) > 1:
+            batch.use([(weights.adapter(Path(argv[1]), trusted=True), 1.0)])
+        ids = [*range(min(32, weights.width)), weights.width - 1]
+        for at, part in ((0, ids), (len(ids), ids[:1])):
+            batch.clear()
+            batch.add(0, part, at, True)
+            batch.decode()
+            batch.logits(len(part) - 1)
+    except (ModelError, DecodeError) as error:
+        sys.stderr.write(f"{error}\n")
         return 2
-
-    model = api.llama_model_load_from_file(model_file.encode(), api.llama_model_default_params())
-    if not model:
-        return refuse("it does not load")
-    if adapter_file is not None and not api.llama_adapter_lora_init(model, adapter_file.encode()):
-        return refuse("the adapter does not load")
-    parameters = api.llama_context_default_params()
-    parameters.n_ctx, parameters.n_batch, parameters.n_threads, parameters.n_threads_batch = 64, 16, 1, 1
-    context = api.llama_init_from_model(model, parameters)
-    if not context:
-        return refuse("it has no context to decode in")
-    tokens = (ctypes.c_int32 * 1)(0)
-    if api.llama_decode(context, api.llama_batch_get_one(tokens, 1)):
-        return refuse("it does not decode")
-    if not api.llama_get_logits_ith(context, -1):
-        return refuse("it gives no logits")
     return 0
 
 

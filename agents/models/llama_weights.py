@@ -26,8 +26,10 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "sep
 class Weights:
     """One loaded file. Functions of the vocabulary may be called by any thread; `close` when no context is left."""
 
-    def __init__(self, path: Path, *, mmap: bool = True, gpu_layers: int = 0) -> None:
-        """Raises ModelError for a file that is damaged, no model, or more than llama.cpp takes."""
+    def __init__(self, path: Path, *, mmap: bool = True, gpu_layers: int = 0, trusted: bool = False) -> None:
+        """`trusted`: a file of unknown origin is not tried in a process of its own first.
+
+        Raises ModelError for a file that is damaged, no model, or more than llama.cpp takes."""
         self.path = path
         self.file = checked(path)
         metadata = self.file.metadata
@@ -35,7 +37,7 @@ class Weights:
             raise ModelError(f"{path}: an adapter, not a model; open its base and name this file in the request's adapters")
         lib = library()
         self._lib, api = lib, lib.api
-        if not self.file.sealed:
+        if not self.file.sealed and not trusted:
             survives(path)
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
@@ -128,13 +130,13 @@ class Weights:
                 return ids[:count]
             size = -count
 
-    def adapter(self, path: Path) -> Any:
+    def adapter(self, path: Path, trusted: bool = False) -> Any:
         """The adapter in this file, loaded once. Raises ModelError when it is damaged, or made for another base."""
         path = path.resolve()
         with self.lock:
             found = self._adapters.get(path)
             if found is None:
-                check_adapter(path, self)
+                check_adapter(path, self, trusted)
                 found = self._lib.api.llama_adapter_lora_init(self.pointer, str(path).encode())
                 if not found:
                     why = self._lib.why("no reason given")
@@ -157,8 +159,8 @@ def checked(path: Path) -> GgufFile:
     return verify(path)
 
 
-def check_adapter(path: Path, weights: Weights) -> None:
-    """Raises ModelError, one sentence, when the file is no adapter for these weights."""
+def check_adapter(path: Path, weights: Weights, trusted: bool = False) -> None:
+    """Raises ModelError, one sentence, when the file is no adapter for these weights, or (unless `trusted`) fails its trial."""
     base, adapter = weights.file, checked(path)
     if adapter.metadata.get("general.type") != "adapter" or adapter.metadata.get("adapter.type") != "lora":
         raise ModelError(f"{path}: not a LoRA adapter; give a file that export.gguf --lora adapter wrote")
@@ -182,5 +184,5 @@ def check_adapter(path: Path, weights: Weights) -> None:
         # The two factors of an embedding are stored the other way round.
         if not fits and not (flat and name == "token_embd.weight"):
             raise ModelError(f"{path}: {tensor.name} {tensor.shape} does not fit {base.path.name} ({shape}); open its own base")
-    if not adapter.sealed:
+    if not adapter.sealed and not trusted:
         survives(base.path, path)
