@@ -81,20 +81,25 @@ class Converted:
     seconds: float
 
 
-def convert(source: Source, out: Path | str, type: str = "F16", progress: Progress | None = None) -> Converted:
+def convert(
+    source: Source, out: Path | str, type: str = "F16", progress: Progress | None = None, head: str | None = None
+) -> Converted:
     """Write `source` to the GGUF file `out`, whole or not at all; an adapter is merged into its base in float32.
+
+    `head`: another type for the output head (the embedding when it is tied), where 8 bits lose most of what they lose.
 
     Raises ExportError for an unknown type, a tokenizer or value that the file cannot hold, too little room; OSError.
     """
     start = time.perf_counter()
     out = Path(out)
-    if type not in TYPES:
-        raise ExportError(f"unknown type {type!r}; choose from {', '.join(TYPES)}")
+    for given in (type, head):
+        if given is not None and given not in TYPES:
+            raise ExportError(f"unknown type {given!r}; choose from {', '.join(TYPES)}")
     if not out.parent.is_dir():
         raise ExportError(f"{out.parent} is not a directory; create it, or choose another --out")
     words = vocabulary(source.tokenizer, source.config["vocab_size"], end_ids(source), str(source.tokenizer_dir))
     proof = prove(source.tokenizer, source.plan.architecture, words.metadata, str(source.tokenizer_dir))
-    chosen = {tensor.name: stored_as(tensor, type, source) for tensor in source.plan.tensors}
+    chosen = {tensor.name: stored_as(tensor, type, source, head) for tensor in source.plan.tensors}
     announced = [_announce(tensor, chosen[tensor.name]) for tensor in source.plan.tensors]
     needed = sum(tensor.size_bytes for tensor in announced)
     _check_room(out, needed)
@@ -108,7 +113,7 @@ def convert(source: Source, out: Path | str, type: str = "F16", progress: Progre
     fallbacks = [
         Fallback(tensor.name, type, chosen[tensor.name], tensor.shape[-1])
         for tensor in source.plan.tensors
-        if type not in ("F32", "F16", "BF16") and tensor.role != "vector" and tensor.shape[-1] % BLOCK
+        if chosen[tensor.name] == "F16" and type not in ("F32", "F16", "BF16") and tensor.shape[-1] % BLOCK
     ]
     counts: dict[str, int] = {}
     for tensor in announced:
@@ -129,17 +134,19 @@ def end_ids(source: Source) -> list[int]:
     return [int(number) for number in ids if number is not None]
 
 
-def stored_as(tensor: PlannedTensor, type: str, source: Source) -> str:
-    """The type one tensor gets in a file of `type`: vectors F32, rows that are no multiple of 32 F16, the head of a 4- or 5-bit
-    file Q8_0 (in 4 bits it costs most of the loss)."""
+def stored_as(tensor: PlannedTensor, type: str, source: Source, head: str | None = None) -> str:
+    """The type one tensor gets in a file of `type`: vectors F32, rows that are no multiple of 32 F16, the head `head`, else Q8_0
+    in a 4- or 5-bit file (in 4 bits it costs most of the loss)."""
     if tensor.role == "vector":
         return "F32"
+    is_head = tensor.role == "head" or (tensor.role == "embedding" and bool(source.config.get("tie_word_embeddings")))
+    if is_head and head is not None:
+        type = head
     if type in ("F32", "F16", "BF16"):
         return type
     if tensor.shape[-1] % BLOCK:
         return "F16"
-    is_head = tensor.role == "head" or (tensor.role == "embedding" and bool(source.config.get("tie_word_embeddings")))
-    return "Q8_0" if type in _SMALL and is_head else type
+    return "Q8_0" if type in _SMALL and is_head and head is None else type
 
 
 def _announce(tensor: PlannedTensor, type: str) -> Announced:

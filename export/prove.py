@@ -76,7 +76,8 @@ def _prove_tokens(tokenizer: Any, architecture: str, metadata: Mapping[str, Any]
         place = next((i for i, (a, b) in enumerate(zip(ids, right)) if a != b), min(len(ids), len(right)))
         raise ExportError(
             f"{where}: llama.cpp tokenizes {len(wrong)} of {len(texts)} texts differently, first {text[:60]!r}: from token "
-            f"{place} {_shown(tokenizer, ids[place:])} instead of {_shown(tokenizer, right[place:])}; this tokenizer cannot be exported"
+            f"{place} {_shown(tokenizer, ids[place:])} instead of {_shown(tokenizer, right[place:])}; this tokenizer cannot be "
+            "exported"
         )
     return len(texts)
 

@@ -2,7 +2,7 @@
 
 Does: find configuration, tokenizer, weights, card and run of a directory, refuse what cannot be exported with one sentence,
 give its tensors a few rows at a time in float32, an adapter's already merged.
-Does not: write a file, or ask a hub; a base that is only a hub name must be downloaded first.
+Does not: write a file, or ask a hub; a base that is only a hub name must be in the hub's cache on this machine.
 
     source = Source.open("runs/sql/model")
     for name, rows in source.tensors():          # (rows, columns) float32, one tensor in memory at a time
@@ -166,8 +166,8 @@ class Source:
         if strange:
             more = f" and {len(strange) - 1} more tensors have" if len(strange) > 1 else " has"
             raise ExportError(
-                f"{self.model_dir}: {strange[0]}{more} no place in a {self.family.name} model as config.json describes it; llama.cpp "
-                "would leave such weights out"
+                f"{self.model_dir}: {strange[0]}{more} no place in a {self.family.name} model as config.json describes it; "
+                "llama.cpp would leave such weights out"
             )
 
 
@@ -178,11 +178,23 @@ def _directories(directory: Path) -> tuple[Path, Path | None]:
         raise ExportError(str(error)) from None
     if not directory.is_dir():
         raise ExportError(f"{directory} is not a directory; give a model or adapter directory")
-    if not Path(base).is_dir():
+    if Path(base).is_dir():
+        return Path(base), adapter_dir
+    return _downloaded(directory, base), adapter_dir
+
+
+def _downloaded(directory: Path, base: str) -> Path:
+    """Where the hub's cache on this machine keeps an adapter's base. Raises ExportError; asks no hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        revision = _read_json(directory / "adapter_config.json").get("revision")
+        return Path(snapshot_download(base, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
         raise ExportError(
-            f"{directory}: its base {base!r} is not on this machine; download it and put its directory into adapter_config.json"
-        )
-    return Path(base), adapter_dir
+            f"{directory}: its base {base!r} is not on this machine; download it, or put its directory into adapter_config.json"
+        ) from None
 
 
 def _read_json(file: Path, optional: bool = False) -> dict[str, Any]:

@@ -178,6 +178,18 @@ def test_rows_that_cannot_be_blocks_are_counted(tmp_path: Path) -> None:
     assert made.types["F16"] == len(made.fallbacks) and made.head == "F16"
 
 
+def test_the_head_may_keep_another_type(tmp_path: Path) -> None:
+    source = Source.open(make_family("qwen2", tmp_path / "m"))
+    made = convert(source, tmp_path / "out.gguf", "Q8_0", head="F16")
+    assert (made.head, made.types["F16"], made.fallbacks) == ("F16", 1, ())
+    engine()
+    ids = random_ids(source, 128, 1)
+    plain = convert(source, tmp_path / "plain.gguf", "Q8_0")
+    reference = torch_logits(source.path, ids)
+    kept, lost = (kld(reference, llama_logits(file.path, ids)).mean() for file in (made, plain))
+    assert kept < lost
+
+
 def test_the_file_is_sealed_and_says_what_it_is_from(tmp_path: Path) -> None:
     source, made = make(tmp_path, "qwen2", "Q8_0")
     read = verify(made.path)

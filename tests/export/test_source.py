@@ -231,7 +231,10 @@ def test_an_adapters_file_computes_what_base_and_adapter_compute(tmp_path: Path)
 
 REFUSED_ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
     "base gone": ({"base_model_name_or_path": "./elsewhere"}, r"its base model '\./elsewhere' is not there"),
-    "base on the hub": ({"base_model_name_or_path": "org/name"}, r"its base 'org/name' is not on this machine; download it"),
+    "base on the hub": (
+        {"base_model_name_or_path": "org/name"},
+        r"its base 'org/name' is not on this machine; download it, or put",
+    ),
     "no base": ({"base_model_name_or_path": ""}, r"names no base model"),
     "other type": ({"peft_type": "IA3"}, r"an adapter of type 'IA3' cannot be merged here; merge it .* with factory\.merge"),
     "changed base": ({"init_lora_weights": "pissa_niter_4"}, r"init_lora_weights 'pissa_niter_4' changes the base itself"),
