@@ -26,7 +26,7 @@ from agents.answer import NoAnswer, Result
 from agents.chat import TokenLogprob
 from agents.constrain import choice
 from agents.events import Repaired, emit
-from agents.persona_loop import Run
+from agents.persona_loop import PersonaRun
 from agents.route import Choice, name_of
 from agents.tools import PersonaError
 
@@ -78,7 +78,7 @@ def choose(
         plan = persona.plan(
             text + note, history, variables, constraint=constraint, schema=None, sampling=sampling, extra=_extra(described)
         )
-        return Run(plan, persona.totals).answer()
+        return PersonaRun(plan, persona.totals).answer()
 
     result = ask(names)
     target = named(result.text, names)

@@ -28,7 +28,7 @@ from agents.budget import Budget, Totals
 from agents.chat import Adapter, ChatModel, Message, Sampling, ToolCall, ToolSpec
 from agents.constrain import Constraint
 from agents.events import Warned, emit
-from agents.persona_loop import Plan, Run
+from agents.persona_loop import PersonaRun, Plan
 from agents.template import Template
 from agents.tool_runs import needs_somebody
 from agents.tools import PersonaError, Tool, ToolResult, tools_of
@@ -43,10 +43,7 @@ AdapterLike = str | Path | Adapter | tuple[str | Path, float]
 
 
 class Persona:
-    """One persona; a plain function, and a node of a graph. Cheap to make, safe to share between threads.
-
-    `totals` adds up what its calls have cost and what happened in them.
-    """
+    """A plain function, and a node of a graph; safe to share between threads. `totals` adds up cost and counts of its calls."""
 
     def __init__(
         self,
@@ -237,7 +234,7 @@ class Persona:
         """One call; `loop` runs async tools, `known` are calls with side effects that have happened already."""
         plan = self.plan(text, history, variables)
         needs_somebody(self.name, plan.tools, plan.approve)
-        result = Run(plan, self.totals, loop, known).answer()
+        result = PersonaRun(plan, self.totals, loop, known).answer()
         if isinstance(history, MutableSequence):
             dicts = bool(history) and isinstance(history[0], dict)
             new = result.messages
@@ -285,6 +282,7 @@ class Persona:
             output=self.output if not changes else None,
             schema=schema,
             think=self._think is not None and constraint is not None and constraint.kind == "lark",
+            verify=self._constraint if not changes and hasattr(self.model, "constrains") else None,
             guards=self._guards if not changes else (),
             budget=self.budget,
             max_rounds=self._max_rounds,

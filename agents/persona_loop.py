@@ -21,7 +21,7 @@ from agents.budget import Budget, Meter, Totals
 from agents.calling import Said, read, written
 from agents.chat import Adapter, ChatModel, Message, ModelError, Reply, Request, Sampling, TokenLogprob, ToolCall, ToolSpec
 from agents.confidence import mean_probability
-from agents.constrain import Constraint
+from agents.constrain import Constraint, accepts
 from agents.events import ModelCalled, Repaired, Token, Warned, cancelled, current, emit, replayed
 from agents.tool_runs import ToolRuns
 from agents.tools import Tool, ToolResult
@@ -54,6 +54,8 @@ class Plan:
     think: bool = False
     decode: Callable[[str], str] | None = None
     """completion -> answer of an artifact's task; raises ValueError or its own AnswerError"""
+    verify: Constraint | None = None
+    """what an answer must satisfy although the model may not have been held to it"""
     guards: tuple[guarding.Guard, ...] = ()
     budget: Budget | None = None
     max_rounds: int = 8
@@ -63,7 +65,7 @@ class Plan:
     dropped: int = 0
 
 
-class Run:
+class PersonaRun:
     """The state of one call; `loop` and `known` are for `ToolRuns`."""
 
     def __init__(
@@ -168,7 +170,7 @@ class Run:
         plan = self.plan
         said = read(reply, self.names, think=plan.think, routes=bool(plan.routes))
         # A backend that masks tokens writes whole calls, and its plain text is meant as text; any other may have slipped.
-        trusted = hasattr(plan.model, "engine")
+        trusted = plan.constraint is not None and hasattr(plan.model, "engine")
         formal = said is not None and said.formal and (plan.constraint is not None or not plan.native or not said.calls)
         if said is not None and (trusted or not plan.specs or reply.calls or formal):
             if said.goto is not None and said.goto not in plan.routes:
@@ -250,6 +252,9 @@ class Run:
                     self._over_budget(self.meter.spent() or "its time", reply.text)
                 self._again(reply, (), str(not_yet))
                 return None
+        if plan.verify is not None and said.goto is None and not accepts(plan.verify, text):
+            self._again(reply, (), f"The answer {text[:80]!r} does not have the form that is asked for; write it as asked.")
+            return None
         value, verdict = guarding.check(plan.guards, output if output is not None else text, plan.name, self._count_guard)
         if isinstance(verdict, guarding.Stop):
             if verdict.reply is None:

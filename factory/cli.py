@@ -32,6 +32,7 @@ _OS_ADVICE = {
 _USER_ERRORS = {
     "agents.card": "CardError",
     "agents.chat": "ModelError",
+    "agents.tools": "PersonaError",
     "export.errors": "ExportError",
     "factory.dataset": "DatasetError",
     "factory.ledger": "LedgerError",

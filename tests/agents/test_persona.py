@@ -14,10 +14,12 @@ from pydantic import BaseModel
 from agents.answer import NoAnswer
 from agents.budget import Budget
 from agents.chat import Message, ModelError, Reply, Request, Sampling, ToolCall, Usage
-from agents.constrain import accepts, json_schema, lark
+from agents.constrain import accepts, choice, json_schema, lark
 from agents.events import ModelCalled, Repaired, Token, ToolCalled, ToolReturned, Warned
+from agents.graph import AgentGraph
 from agents.models.scripted import Scripted
 from agents.persona import Persona
+from agents.route import END
 from agents.tools import PersonaError, tool
 from tests.agents.shop_tools import Invoice, lookup
 from tests.agents.test_guards import watched
@@ -200,7 +202,7 @@ def test_overflow_is_counted_before_the_call_and_handled_as_said() -> None:
     assert summing("now?", history=list(history)).dropped_turns == 4
     asked = summing.model.requests[1].messages  # type: ignore[attr-defined]
     assert asked[0].content == "Summary of the conversation so far: They talked." and asked[2].content.startswith("user 2")
-    with pytest.raises(PersonaError, match="has 600 tokens"):
+    with pytest.raises(PersonaError, match="last turn alone makes 600 tokens"):
         Persona("a", Counting([], 500), overflow="drop_oldest", **tight)("word " * 600, history=list(history))
 
 
@@ -236,6 +238,45 @@ def test_approval_is_asked_and_refused_calls_are_not_run() -> None:
     assert Persona("desk", Scripted([said, "ok"]), tools=[cancel], approve=lambda c: True)("cancel 17").calls[0][
         1
     ].ok and ran == [17]
+
+
+class Order(BaseModel):
+    question: str
+    notes: list[str] = []
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_in_a_graph_a_person_is_asked_and_the_side_effect_happens_once(tmp_path: Any, yes: bool) -> None:
+    ran: list[int] = []
+
+    @tool(needs_approval=True, side_effects=True)
+    def refund(order_id: int) -> str:
+        ran.append(order_id)
+        return "refunded"
+
+    said = Reply(calls=(ToolCall(id="1", name="refund", arguments={"order_id": 17}),))
+    persona = Persona(
+        "desk", Scripted([lambda r: "done" if r.messages[-1].role == "tool" else said], repeat=True), tools=[refund]
+    )
+    g = AgentGraph(Order, name="refunds")
+    g.add(persona, reads="question", writes="notes", start=True)
+    g.edge(persona, END)
+    store = str(tmp_path / "runs.db")
+    waiting = g.run(Order(question="refund 17"), thread="u", store=store)
+    assert not ran and not waiting.state.notes
+    done = g.resume("u", yes, store=store)
+    assert done.state.notes == ["done"] and ran == ([17] if yes else [])
+
+
+def test_a_constraint_a_server_cannot_take_is_checked_afterwards() -> None:
+    model = Scripted(["perhaps", "yes"])
+    model.constrains = frozenset()  # type: ignore[attr-defined]
+    persona = Persona("judge", model, constraint=choice(["yes", "no"]))
+    assert persona("is it?").text == "yes" and persona.totals.counts["retry"] == 1
+    never = Scripted(["perhaps"], repeat=True)
+    never.constrains = frozenset()  # type: ignore[attr-defined]
+    with pytest.raises(NoAnswer, match="'perhaps'"):
+        Persona("judge", never, constraint=choice(["yes", "no"]))("is it?")
 
 
 def test_async_tools_run_on_the_callers_loop() -> None:
