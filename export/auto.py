@@ -147,7 +147,7 @@ def pick(tried: Sequence[Made], max_drop: float) -> tuple[Made, str]:
         )
     worse = [made for made in tried if not made.kept and made.bytes < picked.bytes]
     if worse:
-        why += f"; smaller ones lose more ({', '.join(f'{made.recipe.label} {_lost(made):.2f}' for made in worse)})"
+        why += f"; smaller ones are worse ({', '.join(map(_shortly, worse))})"
     return picked, why
 
 
@@ -176,6 +176,12 @@ def row(made: Made) -> dict[str, Any]:
         "decode_tokens_per_s": made.decode,
         "verdict": report.verdict if report is not None else "unchecked",
     }
+
+
+def _shortly(made: Made) -> str:
+    """A rejected file in a few words."""
+    lost = _lost(made)
+    return f"{made.recipe.label} {lost:.2f}" if lost != float("inf") else f"{made.recipe.label} is rejected"
 
 
 def _lost(made: Made) -> float:

@@ -80,6 +80,8 @@ def print_result(result: ExportResult) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # the table is as wide wherever its text goes
     if result.candidates:
         table = Table(title="candidates", title_justify="left", header_style="bold")
         for column in ("file", "bytes", "bits/weight", "KLD", "score", "lost, 95 % interval", "tokens/s", ""):

@@ -110,7 +110,8 @@ class Workshop:
         path = self.place / str(self.trials) / self.out.name
         path.parent.mkdir()
         prediction = predict(self.source.plan, recipe)
-        notes: list[str] = []
+        said = prediction.say(recipe)
+        notes: list[str] = [] if said is None else [said]
         details: dict[str, Any] = {}
         if recipe.needs_llama_cpp:
             importance = self.importance if recipe.importance else None
