@@ -23,7 +23,8 @@ from factory.settings import parse
 
 Seal = Literal["intact", "not checked", "open", "none"]
 """intact: every byte is as written; open: still being made; none: not written by this program."""
-SHOWN_CHARACTERS = 60
+WIDTH = 110
+"""Least width in characters where the output does not go to a terminal."""
 
 
 class InspectSettings(BaseModel):
@@ -231,6 +232,8 @@ def show(facts: FileFacts) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, WIDTH))
     console.print(facts.first_line(), soft_wrap=True, markup=False, highlight=False)
     rows: dict[str, str] = {
         "architecture": facts.architecture,
