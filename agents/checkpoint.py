@@ -4,8 +4,9 @@ Does: append one row per finished step (changes, where it went, the events worth
 results of side effects before their step ends, and let one writer at a time have a thread.
 Does not: copy whole states, or know graphs: `agents.loop` turns rows into a state again.
 
-Schema 1. A file written by a newer schema is refused. WAL with synchronous=normal: a killed process loses nothing that was
-committed; a power cut may lose the last steps, never the file.
+Schema 1: a row's id is its thread's number << 32 | its place in the thread. A file written by a newer schema is refused.
+WAL with synchronous=normal: a killed process loses nothing that was committed; a power cut may lose the last steps, never the
+file. Beside the file lie its journal (`-wal`, up to 4 MB while it is open, written back when it is closed) and `-threads` (locks).
 """
 
 from __future__ import annotations
@@ -27,13 +28,12 @@ SCHEMA = 1
 _APPLICATION = 0x506E6B66
 _TABLES = """
 CREATE TABLE threads (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, graph TEXT NOT NULL, parent TEXT);
-CREATE TABLE rows (thread INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, step INTEGER NOT NULL, node TEXT,
+CREATE TABLE rows (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, step INTEGER NOT NULL, node TEXT,
                    at_ms INTEGER NOT NULL, data TEXT NOT NULL, events TEXT);
-CREATE UNIQUE INDEX rows_by_thread ON rows (thread, seq);
 CREATE TABLE memos (thread INTEGER NOT NULL, step INTEGER NOT NULL, key TEXT NOT NULL, result TEXT,
                     PRIMARY KEY (thread, step, key)) WITHOUT ROWID;
 """
-_APPEND = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_APPEND = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 class StoreError(GraphError):
@@ -150,14 +150,16 @@ class Store:
         """The thread from its start; empty for an unknown one."""
         with self._lock:
             number = self.number(thread)
-            query = "SELECT seq, kind, step, node, at_ms, data, events FROM rows WHERE thread = ? ORDER BY seq"
-            return [] if number is None else [Row(*row) for row in self._db.execute(query, (number,))]
+            if number is None:
+                return []
+            query = "SELECT id & 4294967295, kind, step, node, at_ms, data, events FROM rows WHERE id BETWEEN ? AND ?"
+            return [Row(*row) for row in self._db.execute(query + " ORDER BY id", (number << 32, ((number + 1) << 32) - 1))]
 
     def append(self, number: int, seq: int, kind: str, step: int, node: str | None, data: str, events: str | None) -> None:
         """Write one row and commit it. Raises StoreError when another writer was there, or the disk is full."""
         try:
             with self._lock:
-                self._db.execute(_APPEND, (number, seq, kind, step, node, int(time.time() * 1000), data, events))
+                self._db.execute(_APPEND, ((number << 32) | seq, kind, step, node, int(time.time() * 1000), data, events))
         except sqlite3.IntegrityError:
             raise StoreError(f"thread number {number} was written by another run meanwhile: resume it") from None
         except sqlite3.Error as error:
@@ -173,10 +175,12 @@ class Store:
             try:
                 with self._transaction():
                     target = self.number(into, self.graph_of(thread) or "", thread)
+                    assert source is not None and target is not None
+                    first = source << 32
                     self._db.execute(
-                        "INSERT INTO rows SELECT ?, seq, kind, step, node, at_ms, data, events FROM rows WHERE thread = ? "
-                        "AND step <= ? AND (kind <> 'start' OR step < ? OR seq = 0) ORDER BY seq",
-                        (target, source, step, step),
+                        "INSERT INTO rows SELECT id + ?, kind, step, node, at_ms, data, events FROM rows WHERE id BETWEEN ? AND ? "
+                        "AND step <= ? AND (kind <> 'start' OR step < ? OR id = ?) ORDER BY id",
+                        ((target - source) << 32, first, ((source + 1) << 32) - 1, step, step, first),
                     )
             except BaseException:
                 self._ids.pop(into, None)
@@ -219,6 +223,7 @@ class Store:
         return number
 
     def release_thread(self, number: int) -> None:
+        """Let the thread go."""
         lease.release(self._lease_path, number, f"memory-{id(self)}")
 
     @property

@@ -112,7 +112,12 @@ def run_task(loop: Loop, task: Task) -> None:
         scope, mine = loop.enter(task, attempt)
         token = current.set(scope)
         try:
-            loop.leave(task, mine, node.call(mine) if node.timeout_s is None else within(node.timeout_s, node.call, mine))
+            if node.timeout_s is None:
+                value = node.call(mine)
+            else:
+                value = within(node.timeout_s, node.call, mine)
+                _in_time(scope, node.timeout_s)
+            loop.leave(task, mine, value)
             return
         except Interrupt as asked:
             loop.pause(task, asked)
@@ -125,6 +130,12 @@ def run_task(loop: Loop, task: Task) -> None:
         finally:
             current.reset(token)
         attempt += 1
+
+
+def _in_time(scope: ev.Scope, timeout_s: float) -> None:
+    """A node that saw its time run out and stopped by itself has no answer either."""
+    if scope.deadline is not None and time.monotonic() > scope.deadline:
+        raise TimeoutError(f"no answer within {timeout_s:g} s")
 
 
 def within(timeout_s: float, call: Callable[[Any], Any], argument: Any) -> Any:
@@ -160,7 +171,12 @@ async def arun_task(loop: Loop, task: Task) -> None:
         token = current.set(scope)
         try:
             call = node.acall(mine) if node.acall is not None else in_thread(partial(node.call, mine))
-            loop.leave(task, mine, await (call if node.timeout_s is None else _awaited_within(node.timeout_s, call)))
+            if node.timeout_s is None:
+                value = await call
+            else:
+                value = await _awaited_within(node.timeout_s, call)
+                _in_time(scope, node.timeout_s)
+            loop.leave(task, mine, value)
             return
         except Interrupt as asked:
             loop.pause(task, asked)

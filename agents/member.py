@@ -16,7 +16,7 @@ from agents.checkpoint import Store
 from agents.drive import afinish, finish
 from agents.interrupts import interrupt
 from agents.loop import Loop
-from agents.route import GraphError, Runnable
+from agents.route import Goto, GraphError, Runnable
 from agents.run import Run
 from agents.state import Changes, Fields
 from agents.topology import Node
@@ -53,28 +53,39 @@ def persona_node(
     def asked(state: Any) -> tuple[str, dict[str, Any]]:
         more = {variable: getattr(state, one) for variable, one in filled.items()}
         if history is not None:
-            more["history"] = getattr(state, history)
+            more["history"] = list(getattr(state, history))
         return text_of(state), more
 
-    def answered(result: Any) -> Changes:
+    def answered(state: Any, result: Any, more: Mapping[str, Any]) -> Changes | Goto:
+        """What the answer changes: its field, and the conversation by the turns the persona added to it."""
+        changes = Changes()
+        if history is not None and (new := more["history"][len(getattr(state, history)) :]):
+            changes.added[history] = new
+        if (goto := getattr(result, "goto", None)) is not None:
+            return Goto(goto, {history: more["history"]} if changes.added else None)
         value = getattr(result, "value", result)
         if value is result and not isinstance(result, str):
             value = str(result)
-        return Changes(added={writes: [value]}) if appends else Changes(assigned={writes: value})
+        if appends:
+            changes.added[writes] = [*changes.added.get(writes, ()), value]
+        else:
+            changes.assigned[writes] = value
+        return changes
 
-    def call(state: Any) -> Changes:
+    def call(state: Any) -> Changes | Goto:
         text, more = asked(state)
-        return answered(runnable(text, **more))
+        return answered(state, runnable(text, **more), more)
 
     arun: Callable[..., Any] | None = getattr(runnable, "arun", None)
 
-    async def acall(state: Any) -> Changes:
+    async def acall(state: Any) -> Changes | Goto:
         assert arun is not None
         text, more = asked(state)
-        return answered(await arun(text, **more))
+        return answered(state, await arun(text, **more), more)
 
     known = (*read, *filled.values(), *((history,) if history is not None else ()))
-    return Node(name, call, acall if arun is not None else None, reads=known, writes=(writes,), shape="persona")
+    written = (writes,) if history is None else tuple(dict.fromkeys((writes, history)))
+    return Node(name, call, acall if arun is not None else None, reads=known, writes=written, shape="persona")
 
 
 def _is_list(fields: Fields, name: str) -> bool:
