@@ -1,8 +1,8 @@
 """Speed of exported files against transformers, one thread, processor time, all in one run on one machine.
 
 Does: make a random model of SmolLM2-135M's shape (fixed seed), or take a checkpoint; export F16, Q8_0, Q4_0, Q4_K_M and ONNX
-fp32, int8, int4 without the gate; time prefill and decode of each in fresh processes, in turns; measure the memory bandwidth of one
-core in between; time the F16 conversion and its peak memory.
+fp32, int8, int4 without the gate; time prefill and decode of each in fresh processes, in turns; measure the memory bandwidth of
+one core in between; time the F16 conversion and its peak memory.
 Does not: score anything.
 
     python -m benchmarks.export [CKPT …] [--rounds 3] [--json FILE] [--skip onnx,Q4_K_M,smol] [--work DIR] [--threads 1]
@@ -27,17 +27,18 @@ ROWS = 49152
 WANTED = {"F16": None, "Q8_0": 5.0, "Q4_0": 7.0, "Q4_K_M": 7.0, "onnx fp32": None, "onnx int8": None, "onnx int4": 7.0}
 """What is exported -> the decode speed to reach, as a multiple of transformers float32."""
 CONVERT = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import psutil
 from export.convert import convert
 from export.source import Source
+from export.speed import peak_rss
 source = Source.open(sys.argv[1])
 source.tokenizer, source.sha256
 before = psutil.Process().memory_info().rss
 wall, cpu = time.perf_counter(), time.process_time()
 convert(source, Path(sys.argv[2]), sys.argv[3])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_rss()
 print(json.dumps({"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu, "peak_bytes": max(peak - before, 0),
                   "interpreter_bytes": before, "parameters": source.parameters}))
 """
