@@ -1,7 +1,8 @@
 """A desk that answers order questions, a second persona for figures, and a person who looks before anything is sent.
 
 Run: `python examples/shop.py` (offline, scripted models), `python examples/shop.py --model FILE.gguf [--big http://host/v1#name]
-[--artifact sql-q8_0.gguf --db shop.db] [--question "where is 17?"] [--yes]`. Serve it: `python -m agents.serve examples.shop:graph --store runs.db`.
+[--artifact sql-q8_0.gguf --db shop.db] [--question "where is 17?"] [--yes]`. Serve it:
+`python -m agents.serve examples.shop:graph --store runs.db`.
 
 Shows: personas on one loaded model, a constrained choice between them, a tool, a cascade, an interrupt that survives a restart.
 """
