@@ -1,9 +1,9 @@
 """What the shared llama.cpp engine costs and saves, against `llama_cpp.Llama` on the same file, in the same run.
 
-Rows: decode of one stream; eight requests at once against eight one after another; time to the first token with a persona's prompt of
-256 tokens in memory and without; memory of eight personas against one; the price of a grammar (and of llama.cpp's own).
-Random weights of two shapes with a vocabulary learnt from real text; both sides take turns, round by round, so that a neighbour slows
-both. CPU seconds of the process are compared at one thread, wall seconds beside them; each figure is the best of its rounds.
+Rows: decode of one stream; eight requests at once against eight one after another; time to the first token with a persona's prompt
+of 256 tokens in memory and without; memory of eight personas against one; the price of a grammar (and of llama.cpp's own).
+Random weights of two shapes with a vocabulary learnt from real text; both sides take turns, round by round, so that a neighbour
+slows both. CPU seconds of the process are compared at one thread, wall seconds beside them; each figure is the best of its rounds.
 
     python -m benchmarks.engine [--shapes small,smol] [--precisions Q8_0,Q4_0] [--threads 1] [--rounds 5] [--tokens 96]
                                 [--models DIR] [--json FILE]
@@ -130,7 +130,7 @@ def first_token(file: Path, threads: int, rounds: int) -> dict[str, Any]:
     persona: list[str] = []
     while len(model.tokenize(" ".join(persona))) < 256:
         persona.append(pool[len(persona)])
-    warm, cold = [], []
+    warm, cold, reused = [], [], 0
     for number in range(rounds + 1):
         for kind in (cold, warm):
             # A cold persona is one nobody has asked: its prompt begins differently from all before.
@@ -146,7 +146,7 @@ def first_token(file: Path, threads: int, rounds: int) -> dict[str, Any]:
             reply = answer(model, [request])[0]
             if number:  # the first warm one is cold
                 kind.append(reply.timings.total_ms)
-                reused = reply.usage.reused_tokens if kind is warm else reused
+                reused = reply.usage.reused_tokens  # the warm one's, which comes last
     model.close()
     return {"cold_ms": min(cold), "warm_ms": min(warm), "reused_tokens": reused, "warm / cold": min(warm) / min(cold)}
 

@@ -18,6 +18,9 @@ from agents.chat import ModelError
 from agents.models.llama_library import library
 from agents.models.llama_weights import Weights
 
+_F32 = 0
+"""ggml's number of the type"""
+
 Top = list[tuple[int, float]]
 
 
@@ -33,9 +36,21 @@ class Batch:
     """A context for `sequences` sequences that share `cells` places of KV memory, and the tokens to be decoded next in it."""
 
     def __init__(
-        self, weights: Weights, *, cells: int, sequences: int, tokens: int, threads: int, outputs: int, flash: bool | None = None
+        self,
+        weights: Weights,
+        *,
+        cells: int,
+        sequences: int,
+        tokens: int,
+        threads: int,
+        outputs: int,
+        flash: bool | None = None,
+        full_kv: bool = False,
     ) -> None:
-        """`tokens`: most in one batch; `outputs`: most of them that give logits. Raises ModelError when memory is out."""
+        """`tokens`: most in one batch; `outputs`: most of them that give logits; `full_kv`: keys and values in 32 bits.
+
+        Raises ModelError when memory is out.
+        """
         self._lib = library()
         api = self._lib.api
         self.weights, self.width = weights, weights.width
@@ -47,6 +62,8 @@ class Batch:
         parameters.n_threads = parameters.n_threads_batch = threads
         if flash is not None:
             parameters.flash_attn_type = 1 if flash else 0
+        if full_kv:
+            parameters.type_k = parameters.type_v = _F32
         self.context = api.llama_init_from_model(weights.pointer, parameters)
         if not self.context:
             why = self._lib.why("out of memory")

@@ -8,8 +8,8 @@ Does not: convert or quantize (`export`), parse calls out of text, or summarise.
     answer(model, [Request(messages=(Message(role="user", content="hi"),))])
 Opening a file again while it is open shares its weights, memory and batches; each opening is closed by itself.
 Greedy answers of requests decoded together may differ from those decoded alone where two tokens are about equally likely:
-llama.cpp adds up in another order (logits move by up to 0.03 at 16-bit keys and values).
-`batch=1, kept=0` decodes every request by itself.
+llama.cpp adds up in another order (logits move by up to 0.03 at 16-bit keys and values,
+by 1e-4 with kv="f32"). `batch=1, kept=0` decodes every request by itself.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class LlamaCppOptions(BaseModel):
     batch_tokens: int = Field(default=512, ge=16)
     """most tokens worked out in one step"""
     flash: bool | None = None
-    """flash attention; default: llama.cpp decides"""
+    """flash attention; default: llama.cpp decides, not with kv=f32"""
+    kv: Literal["f16", "f32"] = "f16"
+    """what keys and values are kept in; f32 takes twice the memory, and answers hardly depend on what else was decoded along"""
 
 
 _open: dict[tuple[Any, ...], Shared] = {}

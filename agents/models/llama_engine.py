@@ -42,6 +42,7 @@ class LlamaEngine:
     def __init__(
         self, weights: Weights, grammar: Callable[[], Engine], *, slots: int, kept: int, cells: int, threads: int, tokens: int,
         flash: bool | None = None,
+        full_kv: bool = False,
     ) -> None:  # fmt: skip
         """`grammar`: the vocabulary's engine, asked for when the first constrained job comes."""
         self.weights, self.slots = weights, slots
@@ -49,7 +50,14 @@ class LlamaEngine:
         # One number more: whole texts are scored in a sequence of their own.
         sequences = slots + kept + 1
         self.batch = Batch(
-            weights, cells=cells, sequences=sequences, tokens=tokens, threads=threads, outputs=max(64, sequences), flash=flash
+            weights,
+            cells=cells,
+            sequences=sequences,
+            tokens=tokens,
+            threads=threads,
+            outputs=max(64, sequences),
+            flash=flash,
+            full_kv=full_kv,
         )
         self.memory = Memory(cells, sequences, kept, self.batch.remove)
         self.widths = Widths()

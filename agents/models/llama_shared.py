@@ -40,7 +40,8 @@ class Shared:
                 cells=cells,
                 threads=options.threads or usable_cores(),
                 tokens=min(options.batch_tokens, cells),
-                flash=options.flash,
+                flash=False if options.flash is None and options.kv == "f32" else options.flash,
+                full_kv=options.kv == "f32",
             )
         except BaseException:
             self.weights.close()
@@ -72,6 +73,6 @@ def _cells(weights: Weights, options: LlamaCppOptions) -> int:
     if options.kv_tokens is not None:
         return options.kv_tokens
     least = context if options.context is not None else min(context, DEFAULT_CONTEXT)
-    affordable = KV_BYTES // max(1, weights.kv_bytes)
+    affordable = KV_BYTES // max(1, weights.kv_bytes * (2 if options.kv == "f32" else 1))
     cells = max(least, min(affordable, (options.batch + options.kept) * context))
     return -(-cells // 256) * 256

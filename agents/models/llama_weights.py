@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from agents.chat import ModelError
 from agents.models.chat_template import ChatTemplate
-from agents.models.gguf_file import BASE_KEY, EOS_KEY, NORMALIZER_KEY, SOURCE_KEY, GgufFile, verify
+from agents.models.gguf_file import BASE_KEY, EOS_KEY, SOURCE_KEY, GgufFile, verify
+from agents.models.gguf_text import TextRules
 from agents.models.gguf_trial import survives
 from agents.models.llama_library import library
 
@@ -77,11 +77,10 @@ class Weights:
         if not ends or not all(0 <= i < self.width for i in ends):
             raise ModelError(f"{self.path}: it has no usable end-of-text token; export it again from a model with eos_token")
         self.eos_ids = ends
-        self._composed = metadata.get(NORMALIZER_KEY) == "NFC"
-        # The tokenizer puts a space before the first word, and its decoder takes one off.
-        self.strips_space = metadata.get("tokenizer.ggml.model") == "llama" and bool(
-            metadata.get("tokenizer.ggml.add_space_prefix", True)
-        )
+        self._rules = TextRules.of(metadata)
+        spaced = metadata.get("tokenizer.ggml.add_space_prefix", True) or self._rules.space_before is not None
+        # A tokenizer that puts a space before the first word takes one off when it decodes.
+        self.strips_space = bool(metadata.get("tokenizer.ggml.model") == "llama" and spaced)
         self.special_tokens = {}
         for theirs, name in _SPECIAL.items():
             token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
@@ -119,9 +118,7 @@ class Weights:
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of `text`, added tokens recognised, nothing put before or after it."""
-        if self._composed:
-            text = unicodedata.normalize("NFC", text)
-        raw = text.encode("utf-8", errors="replace")
+        raw = self._rules.apply(text).encode("utf-8", errors="replace")
         size = len(raw) + 16
         while True:
             ids = (ctypes.c_int32 * size)()

@@ -11,10 +11,12 @@ from agents.models.chat_template import ChatTemplate, plain_message
 from tests.export.tiny_families import CHATML, GEMMA_CHAT, INST, LLAMA3_CHAT, PHI3_CHAT
 
 TOOLS = (
-    "{%- if tools %}{{- 'TOOLS ' }}{%- for tool in tools %}{{- tool | tojson }}{% endfor %}\n{{- tools | tojson(indent=2) }}{%- endif %}"
+    "{%- if tools %}{{- 'TOOLS ' }}{%- for tool in tools %}{{- tool | tojson }}{% endfor %}\n"
+    "{{- tools | tojson(indent=2) }}{%- endif %}"
     "{%- for m in messages %}\n"
     "    {%- if m.role == 'tool' and not loop.first %}{{- '<tool ' + (m.tool_call_id | default('none')) + '>' + m.content }}"
-    "{%- elif m.tool_calls %}{%- for call in m.tool_calls %}{{- call.function.name + call.function.arguments | tojson }}{%- endfor %}"
+    "{%- elif m.tool_calls %}{%- for call in m.tool_calls %}{{- call.function.name + call.function.arguments | tojson }}"
+    "{%- endfor %}"
     "{%- else %}{{- m.role + ': ' + m.content + '\\n' }}{%- endif %}\n"
     "{%- endfor %}"
 )  # fmt: skip
