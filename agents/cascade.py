@@ -56,6 +56,7 @@ class Cascade:
         self.name: str = first.name
         self.description: str = first.description
         self.totals: Totals = first.totals
+        self.routes: tuple[str, ...] = first.routes
         if threshold is not None and not 0.0 <= threshold <= 1.0:
             raise PersonaError(f"{first.name!r}: threshold {threshold!r} must lie between 0 and 1")
         if measure not in ("mean", "margin", "agreement"):

@@ -62,7 +62,7 @@ def persona_node(
         if history is not None and (new := more["history"][len(getattr(state, history)) :]):
             changes.added[history] = new
         if (goto := getattr(result, "goto", None)) is not None:
-            return Goto(goto, {history: more["history"]} if changes.added else None)
+            return Goto(goto, {history: more["history"]} if history is not None else None)
         value = getattr(result, "value", result)
         if value is result and not isinstance(result, str):
             value = str(result)
@@ -85,7 +85,9 @@ def persona_node(
 
     known = (*read, *filled.values(), *((history,) if history is not None else ()))
     written = (writes,) if history is None else tuple(dict.fromkeys((writes, history)))
-    return Node(name, call, acall if arun is not None else None, reads=known, writes=written, shape="persona")
+    routes = frozenset(getattr(runnable, "routes", ()))
+    on_its_own = acall if arun is not None else None
+    return Node(name, call, on_its_own, roams=bool(routes), hints=routes, reads=known, writes=written, shape="persona")
 
 
 def _is_list(fields: Fields, name: str) -> bool:

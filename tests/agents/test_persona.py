@@ -268,6 +268,27 @@ def test_in_a_graph_a_person_is_asked_and_the_side_effect_happens_once(tmp_path:
     assert done.state.notes == ["done"] and ran == ([17] if yes else [])
 
 
+class Talk(BaseModel):
+    question: str
+    turns: list[Message] = []
+    answer: str | None = None
+
+
+def test_in_a_graph_a_conversation_grows_and_a_way_to_go_is_taken() -> None:
+    desk = Persona("desk", Scripted(["Hello.", '{"goto":"billing"}']), routes=["billing"])
+    billing = Persona("billing", Scripted(["You owe 3 EUR."]))
+    g = AgentGraph(Talk, name="talk")
+    g.add(desk, reads="question", writes="answer", history="turns", start=True)
+    g.add(billing, reads="question", writes="answer", history="turns")
+    g.edge(desk, END)
+    g.edge(billing, END)
+    first = g.run(Talk(question="I am Ann")).state
+    assert [m.content for m in first.turns] == ["I am Ann", "Hello."]
+    second = g.run(first.model_copy(update={"question": "what do I owe?"})).state
+    assert second.answer == "You owe 3 EUR." and len(second.turns) == 6
+    assert [m.content for m in desk.model.requests[1].messages[1:3]] == ["I am Ann", "Hello."]  # type: ignore[attr-defined]
+
+
 def test_a_constraint_a_server_cannot_take_is_checked_afterwards() -> None:
     model = Scripted(["perhaps", "yes"])
     model.constrains = frozenset()  # type: ignore[attr-defined]
