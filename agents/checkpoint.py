@@ -6,7 +6,7 @@ Does not: copy whole states, or know graphs: `agents.loop` turns rows into a sta
 
 Schema 1: a row's id is its thread's number << 32 | its place in the thread. A file written by a newer schema is refused.
 WAL with synchronous=normal: a killed process loses nothing that was committed; a power cut may lose the last steps, never the
-file. Beside the file lie its journal (`-wal`, up to 4 MB while it is open, written back when it is closed) and `-threads` (locks).
+file. Beside the file lie its journal (`-wal`, about 4 MB at most, written back when the file is closed) and `-threads` (locks).
 """
 
 from __future__ import annotations
@@ -146,14 +146,19 @@ class Store:
             found = self._db.execute("SELECT graph FROM threads WHERE name = ?", (thread,)).fetchone()
         return None if found is None else str(found[0])
 
-    def rows(self, thread: str) -> list[Row]:
-        """The thread from its start; empty for an unknown one."""
+    def rows(self, thread: str, latest: bool = False) -> list[Row]:
+        """The thread from its start, or from the start of its latest run; empty for an unknown one."""
         with self._lock:
             number = self.number(thread)
             if number is None:
                 return []
-            query = "SELECT id & 4294967295, kind, step, node, at_ms, data, events FROM rows WHERE id BETWEEN ? AND ?"
-            return [Row(*row) for row in self._db.execute(query + " ORDER BY id", (number << 32, ((number + 1) << 32) - 1))]
+            first, last = number << 32, ((number + 1) << 32) - 1
+            if latest:
+                query = "SELECT id FROM rows WHERE id BETWEEN ? AND ? AND kind = 'start' ORDER BY id DESC LIMIT 1"
+                found = self._db.execute(query, (first, last)).fetchone()
+                first = first if found is None else found[0]
+            query = "SELECT id - ?, kind, step, node, at_ms, data, events FROM rows WHERE id BETWEEN ? AND ? ORDER BY id"
+            return [Row(*row) for row in self._db.execute(query, (number << 32, first, last))]
 
     def append(self, number: int, seq: int, kind: str, step: int, node: str | None, data: str, events: str | None) -> None:
         """Write one row and commit it. Raises StoreError when another writer was there, or the disk is full."""
@@ -178,8 +183,8 @@ class Store:
                     assert source is not None and target is not None
                     first = source << 32
                     self._db.execute(
-                        "INSERT INTO rows SELECT id + ?, kind, step, node, at_ms, data, events FROM rows WHERE id BETWEEN ? AND ? "
-                        "AND step <= ? AND (kind <> 'start' OR step < ? OR id = ?) ORDER BY id",
+                        "INSERT INTO rows SELECT id + ?, kind, step, node, at_ms, data, events FROM rows "
+                        "WHERE id BETWEEN ? AND ? AND step <= ? AND (kind <> 'start' OR step < ? OR id = ?) ORDER BY id",
                         ((target - source) << 32, first, ((source + 1) << 32) - 1, step, step, first),
                     )
             except BaseException:

@@ -202,8 +202,9 @@ class AgentGraph:
         """Run to the end, the next interrupt, or `max_steps` steps.
 
         state: an instance of the state class or a dict; None goes on with the thread. With a `thread` or a `store` every step is
-        kept. A thread whose run was cut off goes on when it is given the same state again. value: answers the interrupt that
-        waits. cancel: set it from elsewhere to stop at the next step. Raises GraphError (`.run` holds what there is).
+        kept (without a store: in memory, until the graph is closed). A thread whose run was cut off goes on when it is given the
+        same state again. value: answers the interrupt that waits. cancel: set it from elsewhere to stop at the next step. Raises
+        GraphError (`.run` holds what there is).
         """
         if self.only_async:
             import asyncio

@@ -76,15 +76,14 @@ def begin_thread(loop: Loop, given: BaseModel | None, thread: str, store: Store,
         raise GraphError(f"thread {thread!r} belongs to graph {owner!r}, not to {graph!r}: use another thread name")
     loop.thread, loop.store, loop.number = thread, store, store.claim_thread(thread, graph)
     try:
-        rows = store.rows(thread)
-        starts = [i for i, row in enumerate(rows) if row.kind == "start"]
+        rows = store.rows(thread, latest=True)
         fresh, began = True, None
-        if starts:
-            loop.restore(rows[starts[-1] : starts[-1] + 1])
+        if rows:
+            loop.restore(rows[:1])
             began = loop.fields.copy(loop.state).__dict__
-            loop.restore(rows[starts[-1] + 1 :])
+            loop.restore(rows[1:])
             fresh = not loop.round and not loop.arrivals
-        if fresh and starts and not again:
+        if fresh and rows and not again:
             return
         if fresh:
             if given is None:
