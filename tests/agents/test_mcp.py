@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("mcp", reason="pip install 'penknife[agents]'")
@@ -56,9 +57,11 @@ def test_errors_are_messages(server: McpTools) -> None:
     assert not wrong.ok and "order_id" in wrong.text
 
 
-def test_the_servers_environment_is_not_ours(server: McpTools, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_environment_is_not_ours_and_noise_on_its_output_does_no_harm(
+    server: McpTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_API_KEY", "classified")
-    with McpTools(SERVER, env={"TOLD": "yes"}, only=["secret"]) as tools:
+    with McpTools([*SERVER, "noise"], env={"TOLD": "yes"}, only=["secret"]) as tools:
         assert [one.name for one in tools.tools()] == ["secret"]
         assert named(tools, "secret").call({"name": "MY_API_KEY"}).text == "unset"
         assert named(tools, "secret").call({"name": "TOLD"}).text == "yes"
@@ -120,11 +123,6 @@ def test_servers_that_cannot_be_used(command: list[str] | None, said: str) -> No
     assert threading.active_count() <= before + 1
 
 
-def test_noise_on_its_output_does_no_harm() -> None:
-    with McpTools([*SERVER, "noise"], timeout_s=5) as tools:
-        assert named(tools, "lookup").call({"order_id": 1}).ok
-
-
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(PersonaError, match="has no tool 'lokup'; its tools are lookup, book"):
         McpTools(SERVER, only=["lokup"])
@@ -140,10 +138,11 @@ def test_from_async_code_and_no_process_is_left() -> None:
     assert children() <= before
 
 
-def children() -> set[str]:
+def children() -> set[int]:
     """Process ids of the MCP servers that this process has started."""
-    listed = Path(f"/proc/{os.getpid()}/task")
-    if not listed.exists():
-        pytest.skip("needs /proc to see which processes are left")
-    pids = {pid for task in listed.iterdir() for pid in (task / "children").read_text().split()}
-    return {pid for pid in pids if b"mcp_server" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any("mcp_server" in part for part in child.cmdline()):
+                found.add(child.pid)
+    return found
