@@ -1,7 +1,8 @@
 """Models of known shapes with random weights and a vocabulary learnt from the bundled questions, exported to GGUF.
 
-Does: build `small` (30M parameters, vocabulary 8k) and `smol` (SmolLM2-135M's shape, vocabulary 49k) from a fixed seed, write each as
-F16, Q8_0 or Q4_0 with the program's own converter. Does not: train; what such a model says means nothing, what it costs does.
+Does: build `small` (30M parameters, vocabulary 8k) and `smol` (SmolLM2-135M's shape, vocabulary 49k) from a fixed seed,
+write each as F16, Q8_0 or Q4_0 with the program's own converter.
+Does not: train; what such a model says means nothing, what it costs does.
 """
 
 from __future__ import annotations

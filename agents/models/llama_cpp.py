@@ -73,7 +73,7 @@ class LlamaCppOptions(BaseModel):
 
 
 _open: dict[tuple[Any, ...], Shared] = {}
-_opening = threading.Lock()
+_opening = threading.RLock()  # a model that is collected while another is opened closes in the same thread
 _models: weakref.WeakSet[LlamaCppModel] = weakref.WeakSet()
 
 
@@ -118,28 +118,20 @@ class LlamaCppModel:
         with _opening:
             shared = _open.get(key)
             if shared is None:
-                shared = Shared(file, options)
-            try:
-                model = cls(shared, key, path, options)
-            except BaseException:
-                if shared.users == 0:
-                    shared.close()
-                raise
-            _open[key] = shared
+                shared = _open[key] = Shared(file, options)
             shared.users += 1
-        return model
+            try:
+                return cls(shared, key, path, options)
+            except BaseException:
+                _leave(shared, key)
+                raise
 
     def close(self) -> None:
         """Let the model go; the last one to use a file frees it. What it still has to answer ends as cancelled then."""
         with _opening:
             shared, self._shared = self._shared, None
-            if shared is None:
-                return
-            shared.users -= 1
-            if shared.users:
-                return
-            _open.pop(self._key, None)
-        shared.close()
+        if shared is not None:
+            _leave(shared, self._key)
 
     def __del__(self) -> None:
         if getattr(self, "_shared", None) is not None:
@@ -254,7 +246,7 @@ class LlamaCppModel:
         if sampling.logprobs or sampling.top_logprobs:
             job.top = sampling.top_logprobs
         if request.constraint is not None:
-            job.matcher = shared.grammar.start(request.constraint)
+            job.matcher = shared.matcher(request.constraint)
         if request.static_messages and not cut:
             job.static = self._static_tokens(request, ids)
         if request.timeout_s is not None:
@@ -349,6 +341,15 @@ class LlamaCppModel:
             )
             for token, logprob, top in zip(job.tokens, job.logprobs, job.tops)
         )
+
+
+def _leave(shared: Shared, key: tuple[Any, ...]) -> None:
+    with _opening:
+        shared.users -= 1
+        if shared.users:
+            return
+        _open.pop(key, None)
+    shared.close()
 
 
 @atexit.register

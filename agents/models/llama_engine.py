@@ -122,8 +122,13 @@ class LlamaEngine:
         with self._change:
             self._closing = True
             self._change.notify()
-        if threading.current_thread() is not self._thread:
+        if not self.inside:
             self._thread.join()
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is the engine's own thread."""
+        return threading.current_thread() is self._thread
 
     @property
     def load(self) -> tuple[int, int]:
@@ -155,7 +160,7 @@ class LlamaEngine:
                 if self._live:
                     self._step()
         except BaseException as bug:  # a mistake in here must reach those who wait, not end in a silent thread
-            for job in self._live:
+            for job in [*self._live, *self._waiting]:
                 job.bug = bug
         finally:
             self._end_all()

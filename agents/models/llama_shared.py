@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.constrain import Engine
+from agents.constrain import Constraint, Engine, Matcher
 from agents.models.llama_engine import LlamaEngine
 from agents.models.llama_library import usable_cores
 from agents.models.llama_weights import Weights
@@ -61,8 +61,17 @@ class Shared:
                 )
             return self._grammar
 
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """A grammar at its beginning. Raises ConstraintError for a bad one."""
+        engine = self.grammar
+        with self._lock:  # the engine's store of compiled grammars is one thread's at a time
+            return engine.start(constraint)
+
     def close(self) -> None:
         """End what runs, then free context, adapters and model in this order."""
+        if self.engine.inside:  # a thread cannot wait for its own end
+            threading.Thread(target=self.close).start()
+            return
         self.engine.close()
         self.weights.close()
 
