@@ -40,7 +40,10 @@ def make_graph(model: ChatModel, rounds: int = ROUNDS) -> AgentGraph:
     short = Sampling(max_tokens=80, temperature=0.7, seed=1)
     pro = Persona("pro", model, "You argue for the motion. One short point that answers the last one.", sampling=short)
     con = Persona("con", model, "You argue against the motion. One short point that answers the last one.", sampling=short)
-    judge = Persona("judge", model, "You judge a debate by its arguments alone. Name the side that argued better.")
+    verdict = Sampling(max_tokens=8)
+    judge = Persona(
+        "judge", model, "You judge a debate by its arguments alone. Name the side that argued better.", sampling=verdict
+    )
 
     def heard(s: State) -> str:
         return "\n".join([f"Motion: {s.motion}", *s.turns])

@@ -12,6 +12,8 @@ import pytest
 
 from agents import Scripted
 from examples import analyst, debate, shop
+from tests.agents.conftest import make_model, make_tokenizer
+from tests.agents.gguf_models import NEEDS_LLAMA, to_gguf
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,3 +68,15 @@ def test_as_a_command(name: str) -> None:
     command = [sys.executable, f"examples/{name}.py", *more]
     out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert out.returncode == 0 and out.stderr == "" and out.stdout
+
+
+def test_debate_on_a_gguf_file(tmp_path: Path) -> None:
+    """Three personas on one set of weights, streamed and constrained by llama.cpp; random weights, so only the shape is known."""
+    pytest.importorskip("llama_cpp", reason=NEEDS_LLAMA)
+    tokenizer = make_tokenizer()
+    directory = tmp_path / "tiny"
+    make_model(tokenizer).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    state = debate.main(["--model", str(to_gguf(directory)), "--rounds", "1", "--motion", "a b"])
+    assert len(state.turns) == 2 and state.winner in ("pro", "con")
+    assert sum(state.probabilities.values()) == pytest.approx(1.0, abs=1e-3)
