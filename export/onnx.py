@@ -1,8 +1,9 @@
 """A student as one ONNX directory for onnxruntime, checked against the student it came from.
 
-Does: check everything that can be checked before a weight is read, then build the graph, round its weights, add tokenizer and facts,
-gate, put the card inside and name the directory; the whole list of stages is `run`.
-Does not: the stages themselves: `export.onnx_builder`, `export.onnx_torch`, `export.onnx_rewrite`, `export.lora_onnx`, `export.gate`.
+Does: check everything that can be checked before a weight is read, then build the graph, round its weights, add tokenizer and
+facts, gate, put the card inside and name the directory; the whole list of stages is `run`.
+Does not: the stages themselves: `export.onnx_builder`, `export.onnx_torch`, `export.onnx_rewrite`, `export.lora_onnx`,
+`export.gate`.
 
 Run: python -m export.onnx CKPT [--precision fp32|int8|int4] [--lora merge|adapter] [--max-drop 0.5] [--out DIR] [--json FILE] …
 
@@ -198,9 +199,9 @@ def context_of(source: Source) -> int | None:
 
 
 def end_ids(source: Source) -> list[int]:
-    """Ids that end an answer: the generation config's (else the configuration's) and the tokenizer's."""
-    given = source.generation.get("eos_token_id", source.config.get("eos_token_id"))
-    ids = given if isinstance(given, list) else [given]
+    """Ids that end an answer: the generation configuration's (config.json's where there is none) and the tokenizer's."""
+    configured = (source.generation or source.config).get("eos_token_id")
+    ids = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(int(i) for i in [*ids, source.tokenizer.eos_token_id] if i is not None))
 
 
@@ -216,12 +217,11 @@ def _write_facts(source: Source, out: Path, built: Path) -> None:
         )
     heads = source.config["num_attention_heads"]
     facts: dict[str, Any] = {
-        "version": program(), "source_sha256": source.sha256 if source.adapter is None else None, "base_sha256": source.base_sha256,
+        "version": program(), "source_sha256": source.sha256, "base_sha256": source.base_sha256,
         "eos_ids": ends, "context": context_of(source), "kv_heads": source.config.get("num_key_value_heads") or heads,
         "head_size": source.config.get("head_dim") or source.config["hidden_size"] // heads,
         "vocab_size": source.config["vocab_size"],
     }  # fmt: skip
-    facts["source_sha256"] = source.sha256
     if (built / GENAI_FILE).is_file():
         shutil.copyfile(built / GENAI_FILE, out / GENAI_FILE)
     facts["files"] = sorted([*(entry.name for entry in out.iterdir()), FACTS_FILE, "card.json"])

@@ -1,7 +1,7 @@
 """onnxruntime-genai's model builder, run in a process of its own: a model directory in, a float32 graph out.
 
-Does: say which architectures it builds right, write a merged float32 copy of a source where the builder would round or cannot merge,
-start the builder without network, turn what goes wrong into one sentence.
+Does: say which architectures it builds right, write a merged float32 copy of a source where the builder would round or cannot
+merge, start the builder without network, turn what goes wrong into one sentence.
 Does not: quantize (`export.onnx_rewrite`) or build what the builder cannot (`export.onnx_torch`).
 
 Run by itself: python -m export.onnx_builder MODEL_DIR OUT_DIR CACHE_DIR
@@ -17,10 +17,14 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.child import ROOT
 from export.errors import ExportError
 from export.source import Source
+
+if TYPE_CHECKING:
+    import numpy as np
 
 INSTALL = "ONNX files are made by onnxruntime-genai and onnx: pip install 'penknife[onnx]'"
 BUILT = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma 2", "Phi-3")
@@ -53,9 +57,9 @@ def staged(source: Source, place: Path) -> Path:
     if source.adapter is None and all(stored.dtype == "F32" for stored in source.weights.values()):
         return source.model_dir
     place.mkdir()
-    for file in ("config.json", "generation_config.json"):
-        if (source.model_dir / file).is_file():
-            shutil.copyfile(source.model_dir / file, place / file)
+    for name in ("config.json", "generation_config.json"):
+        if (source.model_dir / name).is_file():
+            shutil.copyfile(source.model_dir / name, place / name)
     config = json.loads((place / "config.json").read_text(encoding="utf-8"))
     config.pop("dtype", None)
     config |= {"torch_dtype": "float32", "vocab_size": source.config["vocab_size"]}
@@ -71,7 +75,7 @@ def _write_shards(source: Source, place: Path) -> None:
     from safetensors.numpy import save_file
 
     where: dict[str, str] = {}
-    shard: dict[str, object] = {}
+    shard: dict[str, np.ndarray] = {}
     size = 0
 
     def flush() -> None:

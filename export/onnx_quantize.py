@@ -82,7 +82,7 @@ def pack_zeros(zeros: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     if zeros.shape[1] % 2:
         zeros = np.pad(zeros, ((0, 0), (0, 1)))
-    return zeros[:, 0::2] | (zeros[:, 1::2] << 4)
+    return (zeros[:, 0::2] | (zeros[:, 1::2] << 4)).astype(np.uint8)
 
 
 def _eight(part: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:

@@ -1,11 +1,11 @@
-"""From the float32 graph a builder wrote to the one that ships: precision, one table for embedding and head, windows, last logits.
+"""From the float32 graph a builder wrote to the one that ships: bits, one table for embedding and head, windows, last logits.
 
 Does: quantize matrices into MatMulNBits and embeddings into GatherBlockQuantized, share what both use, give attention the sliding
 window its layers have, add the optional input `logits_from`, write graph and weights streamed, one tensor in memory at a time.
 Does not: build a graph (`export.onnx_builder`, `export.onnx_torch`) or add adapters (`export.lora_onnx` gives it what to insert).
 
-The int4 recipe keeps head and embedding in 8 bits, and as llama.cpp's K quants do (src/llama-quant.cpp, use_more_bits) the value and
-down projections of the first and last eighth of the layers and of every third between. onnxruntime-genai's own int8 leaves the
+The int4 recipe keeps head and embedding in 8 bits, and as llama.cpp's K quants do (src/llama-quant.cpp, use_more_bits) the value
+and down projections of the first and last eighth of the layers and of every third between. onnxruntime-genai's own int8 leaves the
 embedding in float32, its int4 rounds the head to 4 bits.
 """
 
@@ -218,7 +218,7 @@ class _Writer:
 
         self.file.write(b"\0" * (-self.file.tell() % ALIGN))
         offset = self.file.tell()
-        self.file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+        self.file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return offset, array.nbytes
 
 

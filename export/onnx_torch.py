@@ -1,12 +1,12 @@
 """A model traced by torch.onnx, for architectures that onnxruntime-genai's builder gets wrong or does not know.
 
-Does: trace a transformers model in float32 with its cache as inputs, positions per row, and attention masks made from them inside,
-in a process of its own without network.
+Does: trace a transformers model in float32 with its cache as inputs, positions per row, and attention masks made from them
+inside, in a process of its own without network.
 Does not: quantize (`export.onnx_rewrite`), or use fused attention: it decodes more slowly than the builder's graphs.
 
-The graph takes input_ids (B, S), position_ids (B, S) and past_key_values.N.key/value (B, heads, T, size); it gives logits (B, S, V)
-and only the new positions, new.N.key/value (B, heads, S, size). Place t of the past holds position t; what lies at or behind a row's
-first new position is not seen, so rows of different lengths share a batch.
+The graph takes input_ids (B, S), position_ids (B, S) and past_key_values.N.key/value (B, heads, T, size); it gives logits
+(B, S, V) and only the new positions, new.N.key/value (B, heads, S, size). Place t of the past holds position t; what lies at or behind a
+row's first new position is not seen, so rows of different lengths share a batch.
 
 Run by itself: python -m export.onnx_torch MODEL_DIR OUT_DIR
 """
@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_dir, out = sys.argv[1:3] if argv is None else argv
     model: Any = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, attn_implementation="eager"
-    ).eval()
+    )
+    model.eval()
     config = model.config.get_text_config()
     layers = config.num_hidden_layers
     heads = config.num_key_value_heads or config.num_attention_heads

@@ -3,8 +3,8 @@
 Does: find graph, tokenizer, chat template, end tokens, context and card; refuse a card of other weights.
 Does not: load a graph.
 
-`penknife.json`, which `export.onnx` writes, says: source_sha256, eos_ids, context, kv_heads, head_size. A directory of onnxruntime-genai's
- builder without it is read by its genai_config.json.
+`penknife.json`, which `export.onnx` writes, says: source_sha256, eos_ids, context, kv_heads, head_size. A directory of
+onnxruntime-genai's builder without it is read by its genai_config.json.
 """
 
 from __future__ import annotations
