@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -170,13 +171,30 @@ def _mended(body: str, cut_off: bool) -> Any:
         raise Unreadable("cut-off")
     if single and len(re.findall(r"(?<!\\)'", body)) % 2:  # open at the end, or an apostrophe within: which one cannot be told
         raise Unreadable("not-json" if body[-1:] in ("}", "]") else "cut-off")
+    if not single and len(re.findall(r'(?<!\\)"', body)) % 2:  # a quote too many or too few: where a text ends cannot be told
+        raise Unreadable("not-json")
     try:
         value = json_repair.loads(body, skip_json_loads=True)
     except (ValueError, RecursionError, IndexError):
         raise Unreadable("not-json") from None
     if not isinstance(value, dict | list) or not value:
         raise Unreadable("not-json")
+    if any(text[:1] in _QUOTES or text[-1:] in _QUOTES for text in _texts(value)):  # a guess went astray by a quote
+        raise Unreadable("not-json")
     return _believed(value, '""' in body or "''" in body, "null" in body or "None" in body)
+
+
+_QUOTES = ('"', "'")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text and key in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(part)
 
 
 def _believed(value: Any, empties: bool, nulls: bool) -> Any:

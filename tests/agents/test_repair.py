@@ -358,6 +358,23 @@ def test_every_prefix_and_every_dropped_character_of_a_call_is_right_or_sent_bac
             assert "book" in retry_message(problems)
 
 
+def test_one_wrong_mark_anywhere_never_changes_a_value() -> None:
+    """Each bracket, comma, colon and quote of the syntax dropped, doubled, or a quote written single: right, or asked again."""
+    whole = '{"sku": "ab-7", "n": 25, "note": "it is good", "tags": ["x", "y"], "to": {"zip": "75001", "far": true}}'
+    truth = json.loads(whole)
+    text: dict[str, Any] = {"type": "string"}
+    to = {"type": "object", "properties": {"zip": text, "far": {"type": "boolean"}}, "required": ["zip", "far"]}
+    properties = {"sku": text, "n": INTEGER, "note": text, "tags": {"type": "array", "items": text}, "to": to}
+    tool = ToolSpec(name="book", parameters={"type": "object", "properties": properties, "required": list(properties)})
+    right = 0
+    for at, mark in enumerate(whole):
+        for written in ("", mark * 2, "'" if mark == '"' else "") if mark in '{}[],:"' else ():
+            call, problems, _ = repair_call(ToolCall(name="book", raw=whole[:at] + written + whole[at + 1 :]), [tool])
+            assert problems or call.arguments == truth, whole[:at] + written + whole[at + 1 :]
+            right += not problems
+    assert right > 30
+
+
 def test_unions_take_the_branch_that_loses_nothing() -> None:
     pair = {
         "anyOf": [
