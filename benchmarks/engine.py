@@ -138,7 +138,7 @@ def first_token(file: Path, threads: int, rounds: int) -> dict[str, Any]:
             request = Request(
                 messages=(
                     Message(role="system", content=start + " ".join(persona)),
-                    Message(role="user", content=" ".join(pool[900 + 7 * number : 907 + 7 * number])),
+                    Message(role="user", content=" ".join(pool[900 + 4 * number : 904 + 4 * number])),
                 ),
                 sampling=Sampling(max_tokens=1),
                 static_messages=1,
