@@ -1,9 +1,9 @@
 """What the shared llama.cpp engine costs and saves, against `llama_cpp.Llama` on the same file, in the same run.
 
-Rows: decode of one stream; eight requests at once against eight one after another; time to the first token with a persona's prompt
-of 256 tokens in memory and without; memory of eight personas against one; the price of a grammar (and of llama.cpp's own).
+Rows: decode of one stream; eight requests at once against eight one after another; time to the first token with a persona's
+prompt of 256 tokens in memory and without; memory of eight personas against one; the price of a grammar, and of llama.cpp's own.
 Random weights of two shapes with a vocabulary learnt from real text; both sides take turns, round by round, so that a neighbour
-slows both. CPU seconds of the process are compared at one thread, wall seconds beside them; each figure is the best of its rounds.
+slows both. CPU seconds of the process are compared at one thread, wall seconds beside them; a figure is the best of its rounds.
 
     python -m benchmarks.engine [--shapes small,smol] [--precisions Q8_0,Q4_0] [--threads 1] [--rounds 5] [--tokens 96]
                                 [--models DIR] [--json FILE]
