@@ -10,7 +10,6 @@ Does not: catch a model that fails (ModelError), or cause a side effect again th
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,8 @@ from agents.persona import Persona, in_thread
 from agents.tools import PersonaError, ToolResult
 
 if TYPE_CHECKING:
+    import asyncio
+
     from agents.route import Choice
 
 THRESHOLD = 0.5
@@ -90,6 +91,8 @@ class Cascade:
 
     async def arun(self, text: str, *, history: Any = None, **variables: Any) -> Result:
         """The same without holding up the event loop."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         result: Result = await in_thread(loop, lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
         return result
@@ -161,6 +164,8 @@ class Cascade:
         self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any
     ) -> Choice:
         """`choose` without holding up the event loop."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         made: Choice = await in_thread(loop, lambda: self.choose(text, options, history=history, **variables), self.name)
         return made

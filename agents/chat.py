@@ -72,8 +72,9 @@ class Request(Frozen):
     """One question to a model. `id` is the caller's own name for it and comes back untouched in the reply.
 
     `adapters` are added to the model's weights for this request alone. `static_messages` says how many leading messages never
-    change between requests (a persona's prompt), so that a backend may keep what it worked out for them. After `timeout_s` seconds
-    decoding ends with what there is and stop_reason "timeout". A backend that cannot do what is asked answers with an error.
+    change between requests (a persona's prompt), so that a backend may keep what it worked out for them. After `timeout_s`
+    seconds decoding ends with what there is and stop_reason "timeout". A backend that cannot do what is asked answers with an
+    error.
     """
 
     messages: tuple[Message, ...]

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from agents.card import CalibrationEntry
 from agents.chat import TokenLogprob
+
+if TYPE_CHECKING:
+    from agents.card import CalibrationEntry
 
 Measure = Literal["mean", "margin", "agreement"]
 

@@ -11,7 +11,6 @@ Does not: load weights (many personas share one model), run the loop (`agents.pe
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import threading
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
@@ -34,6 +33,8 @@ from agents.tool_runs import needs_somebody
 from agents.tools import PersonaError, Tool, ToolResult, tools_of
 
 if TYPE_CHECKING:
+    import asyncio
+
     from agents.artifact import Answerer
     from agents.cascade import Cascade
     from agents.route import Choice
@@ -143,6 +144,8 @@ class Persona:
 
     async def arun(self, text: str, *, history: Any = None, **variables: Any) -> Result:
         """The same without holding up the event loop: the call has a thread of its own, async tools run on this loop."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         result: Result = await in_thread(loop, lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
         return result
@@ -160,6 +163,8 @@ class Persona:
         self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any
     ) -> Choice:
         """`choose` without holding up the event loop."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         made: Choice = await in_thread(loop, lambda: self.choose(text, options, history=history, **variables), self.name)
         return made

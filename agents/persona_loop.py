@@ -7,11 +7,10 @@ Does not: know what a persona is made of (`agents.persona` plans each call) or g
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +24,9 @@ from agents.constrain import Constraint, accepts
 from agents.events import ModelCalled, Repaired, Token, Warned, cancelled, current, emit, replayed
 from agents.tool_runs import ToolRuns
 from agents.tools import Tool, ToolResult
+
+if TYPE_CHECKING:
+    import asyncio
 
 REPEATS = 3
 """The run of one call, unchanged in arguments and result, that is not made any more."""

@@ -7,15 +7,18 @@ Does not: validate arguments (`agents.tools`), decide when to stop (`agents.pers
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from agents.budget import Meter, Totals
 from agents.chat import ToolCall
 from agents.events import ToolCalled, ToolReturned, UnknownOutcome, Warned, current, emit, memo, replayed_result
 from agents.interrupts import interrupt
 from agents.tools import PersonaError, Tool, ToolResult
+
+if TYPE_CHECKING:
+    import asyncio
 
 Approve = Callable[[ToolCall], bool]
 

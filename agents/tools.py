@@ -16,7 +16,6 @@ Does not: ask a model, ask a person (`needs_approval` is for the persona's loop)
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
 import inspect
@@ -26,7 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NotRequired, Protocol, get_type_hints, overload, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Protocol, get_type_hints, overload, runtime_checkable
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
@@ -34,6 +33,9 @@ from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypedDict
 
 from agents.chat import ToolCall, ToolSpec
+
+if TYPE_CHECKING:
+    import asyncio
 
 MAX_RESULT_CHARS = 8000
 """Longest text a tool gives back to a model, unless the tool says otherwise."""
@@ -141,10 +143,14 @@ class Tool:
 
     async def acall(self, arguments: Mapping[str, Any]) -> ToolResult:
         """`call` without holding up the event loop: async tools run on it, others in a thread."""
+        import asyncio
+
         return await asyncio.to_thread(self.call, arguments, loop=asyncio.get_running_loop())
 
     def _run(self, arguments: dict[str, Any], loop: asyncio.AbstractEventLoop | None) -> Any:
         if self.is_async:
+            import asyncio
+
             made: Coroutine[Any, Any, Any] = self.fn(**arguments)
             timed = asyncio.wait_for(made, self.timeout_s)
             if loop is not None and loop.is_running():
@@ -339,6 +345,8 @@ def _documented(fn: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 
 async def _with(timed: Coroutine[Any, Any, Any], context: contextvars.Context) -> Any:
+    import asyncio
+
     return await asyncio.get_running_loop().create_task(timed, context=context)
 
 
