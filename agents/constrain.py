@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -188,6 +189,7 @@ class Engine:
         self.inner = inner
         self._limits = LLParserLimits(verbose_errors=False)
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
+        self._lock = threading.Lock()
         threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self._executor = LLExecutor(threads) if threads >= THREADS_WORTH_IT else None
 
@@ -199,16 +201,18 @@ class Engine:
         return tokens
 
     def start(self, constraint: Constraint) -> Matcher:
-        """A matcher before the first token; a grammar seen before is not compiled again. Raises ConstraintError for a bad one."""
-        compiled = self._compiled.get(constraint)
-        if compiled is None:
-            compiled = self._compile(constraint)
+        """A matcher before the first token; a grammar seen before is not compiled again. Any thread may call it.
+
+        Raises ConstraintError for a bad grammar.
+        """
+        with self._lock:
+            compiled = self._compiled.pop(constraint, None)
+            if compiled is None:
+                compiled = self._compile(constraint)
             self._compiled[constraint] = compiled
             if len(self._compiled) > CACHED_GRAMMARS:
                 self._compiled.popitem(last=False)
-        else:
-            self._compiled.move_to_end(constraint)
-        return Matcher(self, compiled.deep_copy())
+            return Matcher(self, compiled.deep_copy())
 
     def _compile(self, constraint: Constraint) -> Any:
         from llguidance import LLMatcher
