@@ -150,7 +150,7 @@ def _dollars(teacher: TeacherPlan, asked: int, said: int) -> float | None:
 
 
 def _teacher_line(teacher: TeacherPlan) -> str:
-    size = f", {teacher.parameters:g} B parameters" if teacher.parameters else ""
+    size = f", {teacher.parameters:.3g} B parameters" if teacher.parameters else ""
     where = f" ({teacher.location})" if teacher.location and teacher.location != teacher.name else ""
     return f"{teacher.name}{where}{size}, licence: {teacher.license}"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Literal
 
 from agents.card import FILE_NAME, Card
 from agents.chat import ChatModel, ModelError, Request, Usage
+from agents.models.gguf_file import read_gguf
 from factory.ledger import answer_key
 from factory.machine import Machine, file_sha256, file_stamp, hub_state, look_at_machine, model_dir, ping
 from factory.recorded import RecordedModel, check_answers, read_answers, references
@@ -251,9 +253,10 @@ def _gguf(spec: str, path: Path, machine: Machine) -> TeacherPlan:
     path = path.expanduser()
     if not path.is_file():
         raise TeacherError(f"--teacher {spec!r}: there is no file {path}; give gguf:FILE")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise TeacherError(f"--teacher {spec!r}: {path} is not a GGUF file")
+    try:
+        parameters = sum(math.prod(tensor.shape) for tensor in read_gguf(path).tensors)
+    except ModelError as error:
+        raise TeacherError(f"--teacher {spec!r}: {error}") from None
     if importlib.util.find_spec("llama_cpp") is None:
         raise TeacherError(f"--teacher {spec!r}: needs llama.cpp's Python package; install it with: pip install 'penknife[gguf]'")
     size = path.stat().st_size / 1e9
@@ -263,6 +266,7 @@ def _gguf(spec: str, path: Path, machine: Machine) -> TeacherPlan:
                            f"{have:.1f} GB free: take a smaller quant type, or give --teacher http://HOST/v1#NAME")  # fmt: skip
     device: Literal["cuda", "cpu"] = "cuda" if machine.gpu_gb else "cpu"
     return TeacherPlan(spec, "gguf", path.stem, file_stamp([path]), str(path), device=device, need_gb=need, have_gb=have,
+                       parameters=parameters / 1e9,
                        notes=("the licence is the base model's: check that it allows training on its answers",))  # fmt: skip
 
 

@@ -168,12 +168,27 @@ def test_a_gguf_needs_its_file_its_backend_and_memory(tmp_path: Path, monkeypatc
     path.write_bytes(b"PK\x03\x04")
     assert "not a GGUF" in refused(f"gguf:{path}", on=small)
     path.write_bytes(b"GGUF" + bytes(1000))
+    assert "GGUF version 0" in refused(f"gguf:{path}", on=small)
+    write_gguf(path, rows=8, columns=32)
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "llama_cpp" else real(name, *a))
     assert "penknife[gguf]" in refused(f"gguf:{path}", on=small)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: real("json"))
-    assert resolve_teacher(f"gguf:{path}", SETTINGS, small).name == "m"
+    plan = resolve_teacher(f"gguf:{path}", SETTINGS, small)
+    assert (plan.name, plan.parameters) == ("m", 8 * 32 / 1e9)
     assert "quant type" in refused(f"gguf:{path}", on=machine(tmp_path, ram=0.5))
+
+
+def write_gguf(path: Path, rows: int, columns: int) -> None:
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((rows, columns), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_an_endpoint_is_asked_which_models_it_serves() -> None:
