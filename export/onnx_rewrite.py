@@ -4,9 +4,9 @@ Does: quantize matrices into MatMulNBits and embeddings into GatherBlockQuantize
 window its layers have, add the optional input `logits_from`, write graph and weights streamed, one tensor in memory at a time.
 Does not: build a graph (`export.onnx_builder`, `export.onnx_torch`) or add adapters (`export.lora_onnx` gives it what to insert).
 
-The int4 recipe keeps head and embedding in 8 bits, and as llama.cpp's K quants do (src/llama-quant.cpp, use_more_bits) the value
-and down projections of the first and last eighth of the layers and of every third between. onnxruntime-genai's own int8 leaves the
-embedding in float32, its int4 rounds the head to 4 bits.
+The int4 recipe keeps head and embedding in 8 bits and, as llama.cpp's K quants do (src/llama-quant.cpp, use_more_bits), the value
+and down projections of the first and last eighth of the layers and of every third between. onnxruntime-genai's own int8 leaves
+the embedding in float32, its own int4 rounds the head to 4 bits.
 """
 
 from __future__ import annotations
@@ -319,8 +319,8 @@ def _bits(label: str, layers: int) -> int:
     found = SENSITIVE.search(label)
     if found is None:
         return 4
-    layer, eighth = int(found[1]), layers // 8
-    return 8 if layer < eighth or layer >= layers - max(1, eighth) or (layer - eighth) % 3 == 2 else 4
+    layer = int(found[1])
+    return 8 if 8 * layer < layers or 8 * layer >= 7 * layers or (layer - layers // 8) % 3 == 2 else 4
 
 
 def _to_nbits(use: _Use, blocks: Blocks, written: _Writer) -> None:

@@ -5,8 +5,8 @@ inside, in a process of its own without network.
 Does not: quantize (`export.onnx_rewrite`), or use fused attention: it decodes more slowly than the builder's graphs.
 
 The graph takes input_ids (B, S), position_ids (B, S) and past_key_values.N.key/value (B, heads, T, size); it gives logits
-(B, S, V) and only the new positions, new.N.key/value (B, heads, S, size). Place t of the past holds position t; what lies at or behind a
-row's first new position is not seen, so rows of different lengths share a batch.
+(B, S, V) and only the new positions, new.N.key/value (B, heads, S, size). Place t of the past holds position t; what lies at or
+behind a row's first new position is not seen, so rows of different lengths share a batch.
 
 Run by itself: python -m export.onnx_torch MODEL_DIR OUT_DIR
 """

@@ -137,7 +137,7 @@ def test_what_cannot_be_opened_says_so(pair, tmp_path):
         open_model(f"onnx:{tmp_path}")
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     (tmp_path / "penknife.json").write_text('{"eos_ids": [1]}')
-    with pytest.raises(ModelError, match="tokenizer.json"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
         open_model(f"onnx:{tmp_path}")
     (tmp_path / "tokenizer.json").write_bytes((pair[1].directory.path / "tokenizer.json").read_bytes())
     with pytest.raises(ModelError, match="onnxruntime cannot load it"):
