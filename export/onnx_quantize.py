@@ -27,9 +27,12 @@ SHRINK = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8, 1.03)
 class Blocks:
     """A matrix (rows, columns) in blocks along its columns, the last one filled up with zeros."""
 
+    block: int
+    """weights that share a scale"""
+
     bits: int
     codes: NDArray[np.uint8]
-    """(rows, blocks, BLOCK * bits / 8), low bits first"""
+    """(rows, blocks, block * bits / 8), low bits first"""
     scales: NDArray[np.float32]
     """(rows, blocks)"""
     zeros: NDArray[np.uint8] | None
@@ -40,26 +43,26 @@ class Blocks:
         return self.codes.nbytes + self.scales.nbytes + (self.zeros.nbytes if self.zeros is not None else 0)
 
 
-def quantize(matrix: NDArray[np.float32], bits: int) -> Blocks:
-    """Round `matrix` (rows, columns) to 8 bits (symmetric) or 4 bits (with a zero point)."""
+def quantize(matrix: NDArray[np.float32], bits: int, block: int = BLOCK) -> Blocks:
+    """Round `matrix` (rows, columns) to 8 bits (symmetric) or 4 bits (with a zero point); `block`: a power of two from 16 on."""
     import numpy as np
 
     rows, columns = matrix.shape
-    blocks = -(-columns // BLOCK)
-    codes = np.empty((rows, blocks, BLOCK), np.uint8)
+    blocks = -(-columns // block)
+    codes = np.empty((rows, blocks, block), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
     zeros = np.empty((rows, blocks), np.uint8)
-    step = max(1, CHUNK // (blocks * BLOCK))
+    step = max(1, CHUNK // (blocks * block))
     for start in range(0, rows, step):
         part = matrix[start : start + step].astype(np.float32, copy=False)
-        if blocks * BLOCK != columns:
-            part = np.pad(part, ((0, 0), (0, blocks * BLOCK - columns)))
-        part = part.reshape(len(part), blocks, BLOCK)
+        if blocks * block != columns:
+            part = np.pad(part, ((0, 0), (0, blocks * block - columns)))
+        part = part.reshape(len(part), blocks, block)
         found = _eight(part) if bits == 8 else _four(part)
         codes[start : start + step], scales[start : start + step], zeros[start : start + step] = found
     if bits == 8:
-        return Blocks(8, codes, scales, None)
-    return Blocks(4, codes[..., 0::2] | (codes[..., 1::2] << 4), scales, pack_zeros(zeros))
+        return Blocks(block, 8, codes, scales, None)
+    return Blocks(block, 4, codes[..., 0::2] | (codes[..., 1::2] << 4), scales, pack_zeros(zeros))
 
 
 def dequantize(blocks: Blocks, columns: int) -> NDArray[np.float32]:
@@ -69,7 +72,7 @@ def dequantize(blocks: Blocks, columns: int) -> NDArray[np.float32]:
     if blocks.bits == 8:
         whole = (blocks.codes.astype(np.float32) - 128) * blocks.scales[..., None]
         return whole.reshape(len(whole), -1)[:, :columns]
-    codes = np.stack([blocks.codes & 15, blocks.codes >> 4], axis=-1).reshape(*blocks.codes.shape[:2], BLOCK)
+    codes = np.stack([blocks.codes & 15, blocks.codes >> 4], axis=-1).reshape(*blocks.codes.shape[:2], blocks.block)
     assert blocks.zeros is not None
     zeros = np.stack([blocks.zeros & 15, blocks.zeros >> 4], axis=-1).reshape(len(codes), -1)[:, : codes.shape[1]]
     whole = (codes.astype(np.float32) - zeros[..., None]) * blocks.scales[..., None]

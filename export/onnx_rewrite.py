@@ -83,9 +83,9 @@ def rewrite(
             continue
         bits = 8 if precision == "int8" or use.node is head or shared is not None else _bits(_label(use.key, use), layers)
         matrix = tensors.read(use.name)
-        blocks = quantize(matrix if use.turned else matrix.T, bits)
+        blocks = quantize(matrix if use.turned else matrix.T, bits, _block(precision, use.shape[0]))
         _to_nbits(use, blocks, written)
-        if shared is not None and bits == 8 and blocks.codes.shape[1] * BLOCK == shared.shape[1]:
+        if shared is not None and bits == 8 and blocks.codes.shape[1] * blocks.block == shared.shape[1]:
             _to_block_gather(shared, blocks, written)
             del tables[use.name]
         result.count(use.name, math.prod(use.shape), bits, blocks.nbytes)
@@ -99,7 +99,9 @@ def rewrite(
             result.count(table.name + " (embedding)", size, 32, 4 * size)
         else:
             matrix = tensors.read(table.name)
-            blocks = quantize(matrix.T if table.turned else matrix, 8 if precision == "int8" else 4)
+            blocks = quantize(
+                matrix.T if table.turned else matrix, 8 if precision == "int8" else 4, _block(precision, table.shape[1])
+            )
             _to_block_gather(table, blocks, written)
             result.count(table.name, size, blocks.bits, blocks.nbytes)
     _drop_unused(model.graph)
@@ -323,6 +325,11 @@ def _bits(label: str, layers: int) -> int:
     return 8 if 8 * layer < layers or 8 * layer >= 7 * layers or (layer - layers // 8) % 3 == 2 else 4
 
 
+def _block(precision: Precision, columns: int) -> int:
+    """Weights to a scale: onnxruntime multiplies longer blocks faster, and in 4 bits they cost little."""
+    return 2 * BLOCK if precision == "int4" and columns % (2 * BLOCK) == 0 else BLOCK
+
+
 def _to_nbits(use: _Use, blocks: Blocks, written: _Writer) -> None:
     from onnx import helper
 
@@ -331,7 +338,7 @@ def _to_nbits(use: _Use, blocks: Blocks, written: _Writer) -> None:
     if blocks.zeros is not None:
         inputs.append(written.add(f"{use.key}.zeros", blocks.zeros))
     made = helper.make_node("MatMulNBits", inputs, list(use.node.output), name=use.node.name, domain="com.microsoft",
-                            K=columns, N=rows, bits=blocks.bits, block_size=BLOCK, accuracy_level=4)  # fmt: skip
+                            K=columns, N=rows, bits=blocks.bits, block_size=blocks.block, accuracy_level=4)  # fmt: skip
     use.node.CopyFrom(made)
 
 
