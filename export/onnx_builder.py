@@ -10,16 +10,13 @@ Run by itself: python -m export.onnx_builder MODEL_DIR OUT_DIR CACHE_DIR
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.child import ROOT
 from export.errors import ExportError
 from export.source import Source
 
@@ -99,16 +96,12 @@ def _write_shards(source: Source, place: Path) -> None:
 
 def build(model_dir: Path, out: Path, cache: Path) -> None:
     """The float32 graph of `model_dir` in `out`. Raises ExportError with what the builder said."""
-    run_offline(["-m", "export.onnx_builder", str(model_dir), str(out), str(cache)], "onnxruntime-genai's builder")
+    run_offline("onnxruntime-genai's builder", "export.onnx_builder", str(model_dir), str(out), str(cache))
 
 
-def run_offline(command: Sequence[str], name: str) -> None:
-    """Run Python with these arguments and no hub. Raises ExportError with its last line when it fails."""
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
-    child = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, check=False,
-        env={**os.environ, **OFFLINE, "PYTHONPATH": path},
-    )  # fmt: skip
+def run_offline(name: str, module: str, *arguments: str) -> None:
+    """Run a module in a process without a hub. Raises ExportError with its last line when it fails."""
+    child = apart.run(module, *arguments, env=OFFLINE)
     if child.returncode:
         said = [line for line in child.stderr.strip().splitlines() if line.strip()]
         if any("No space left on device" in line for line in said):

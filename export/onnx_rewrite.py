@@ -352,7 +352,7 @@ def _to_block_gather(use: _Use, blocks: Blocks, written: _Writer) -> None:
     if blocks.zeros is not None:
         inputs.append(written.add(f"{use.key}.zeros", blocks.zeros))
     made = helper.make_node("GatherBlockQuantized", inputs, list(use.node.output), name=use.node.name, domain="com.microsoft",
-                            bits=blocks.bits, block_size=BLOCK, gather_axis=0, quantize_axis=1)  # fmt: skip
+                            bits=blocks.bits, block_size=blocks.block, gather_axis=0, quantize_axis=1)  # fmt: skip
     use.node.CopyFrom(made)
 
 

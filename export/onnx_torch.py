@@ -25,7 +25,7 @@ OPSET = 20
 
 def trace(model_dir: Path, out: Path) -> None:
     """The float32 graph of `model_dir` in `out`. Raises ExportError with what torch said."""
-    run_offline(["-m", "export.onnx_torch", str(model_dir), str(out)], "torch.onnx")
+    run_offline("torch.onnx", "export.onnx_torch", str(model_dir), str(out))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
