@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export import apart
 from export.errors import ExportError
 from export.source import Source
 
