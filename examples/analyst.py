@@ -1,7 +1,11 @@
 """A question about a database becomes SQL, the SQL is run read-only, and the answer may hold only numbers from its result.
 
 Run: `python examples/analyst.py` (offline, scripted), `python examples/analyst.py --model FILE.gguf --question "…"`, or with a
-model trained for it: `--artifact sql-q8_0.gguf`. `--db FILE` asks about a database of your own; default: a shop made here.
+model trained for it: `--artifact sql-q8_0.gguf --db FILE [--table NAME]`. `--db FILE` asks about a database of your own; default:
+a shop made here.
+
+--model needs a model that follows instructions (from about 0.5 billion parameters): it puts the rows into a sentence, and without
+--artifact it writes the SQL too. With --artifact alone the rows are the answer: a model trained for SQL cannot speak.
 
 Shows: several personas on one model, a tool that cannot write, a cycle with a limit, an answer checked by code.
 """
@@ -21,9 +25,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from agents import END, AgentGraph, Persona, Scripted, open_model
-from agents.chat import ChatModel, Request
+from agents.chat import ChatModel, ModelError, Request
+from agents.loop import NodeError
 from agents.sandbox import ExecError
 from agents.toolbox.sqlite import SqliteTools, as_json
+from agents.tools import PersonaError
 
 TRIES = 3
 QUESTION = "Which city ordered for the most money, and how much?"
@@ -77,8 +83,9 @@ def scripted(request: Request) -> str:
     return f"{city}, for {total}." if "not in the rows" in asked else f"{city}, for {float(total) + 1:.2f}."
 
 
-def make_graph(model: ChatModel, database: Path, writer: Persona | None = None) -> AgentGraph:
-    """The analyst of one database; `writer` is a persona trained to write SQL, else the model is asked in words."""
+def make_graph(model: ChatModel, database: Path, writer: Persona | None = None, speaks: bool = True) -> AgentGraph:
+    """The analyst of one database; `writer` is a persona trained to write SQL, else the model is asked in words. Where the model
+    does not speak, the rows are the answer."""
     tools = SqliteTools(database, rows=20)
     plain = Persona(
         "writer",
@@ -97,10 +104,11 @@ def make_graph(model: ChatModel, database: Path, writer: Persona | None = None) 
     @g.node(goes=["speak", "write", END])
     def execute(s: State) -> object:
         try:
-            return g.goto("speak", {"rows": as_json(tools.run(s.sql)), "problem": ""})
+            rows = as_json(tools.run(s.sql))
+            return g.goto("speak", {"rows": rows, "problem": ""}) if speaks else g.goto(END, {"rows": rows, "answer": rows})
         except ExecError as error:
             update = {"problem": f"{error.detail}. The tables are: {tools.described()}"}
-            return g.goto("write" if s.tries < TRIES else END, update)
+            return g.goto("write" if s.tries < TRIES and writer is None else END, update)
 
     @g.node
     def speak(s: State) -> dict[str, Any]:
@@ -123,22 +131,38 @@ def make_graph(model: ChatModel, database: Path, writer: Persona | None = None) 
 
 
 def main(argv: Sequence[str] | None = None) -> State:
-    """Answer one question; returns the final state."""
-    parser = argparse.ArgumentParser(description="questions about a database, answered from its rows")
+    """Answer one question; returns the final state.
+
+    Raises PersonaError (also when a persona in the graph has no answer), ModelError and what the artifact's task raises, each one
+    sentence; as a command it says that sentence and exits with 2."""
+    about = f"Questions about a database, answered from its rows. {__doc__.split(chr(10) * 2)[2]}"
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--model", help="GGUF file or any other spec; default: scripted")
     parser.add_argument("--artifact", help="a model trained for SQL, with its card")
     parser.add_argument("--db", type=Path, help="SQLite file; default: a shop made for this example")
+    parser.add_argument("--table", help="its table or view, for a model trained on questions about one table")
     parser.add_argument("--question", default=QUESTION)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         database = options.db if options.db is not None else make_database(Path(scratch) / "shop.db")
-        writer = Persona.from_artifact(options.artifact, db=database) if options.artifact else None
+        about_table = {} if options.table is None else {"table": options.table}
+        artifact = (options.artifact or "").removeprefix("gguf:")
+        writer = Persona.from_artifact(artifact, db=database, **about_table) if artifact else None
         model = open_model(options.model) if options.model else writer.model if writer else Scripted([scripted], repeat=True)
-        run = make_graph(model, database, writer).run(State(question=options.question))
+        graph = make_graph(model, database, writer, speaks=writer is None or options.model is not None)
+        try:
+            run = graph.run(State(question=options.question))
+        except NodeError as error:
+            if isinstance(error.__cause__, PersonaError | ModelError):
+                raise error.__cause__ from None
+            raise
     state: State = run.state
-    sys.stdout.write(f"{state.question}\n{state.sql}\n{state.rows}\n{state.answer or 'no answer: ' + state.problem}\n")
+    said = state.answer or "no answer: " + state.problem
+    sys.stdout.write("\n".join(dict.fromkeys((state.question, state.sql, state.rows, said))) + "\n")
     return state
 
 
 if __name__ == "__main__":
-    main()
+    from factory.cli import run_cli
+
+    raise SystemExit(run_cli(main))

@@ -24,7 +24,7 @@ from factory.events import EventLog
 from factory.predictions import Evaluation, Prediction, keep_predictions, summarize, write_predictions
 from factory.predictions import calibration as calibration
 from factory.settings import EvaluateSettings, SettingsError, parse
-from factory.tasks.task import AnswerError, DataSource, Dialect, Example, Score, Task, TaskError
+from factory.tasks.task import AnswerError, DataSource, Dialect, Example, HasForms, Score, Task, TaskError
 
 MAX_TOKENS = 192
 """Longest completion, in tokens, unless the caller says otherwise."""
@@ -227,8 +227,8 @@ class _Asker:
 def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -> tuple[Evaluation, dict[str, Any]]:
     """Score the model that `settings` name; returns the evaluation and the document that `--json` writes (and writes it).
 
-    The model's card says dialect and longest completion; a model without one is asked in the plain dialect. With `json_file`, an
-    interrupted evaluation goes on where it was. Raises TaskError, CardError, ModelError, SettingsError, OSError.
+    The model's card says dialect, form and longest completion; a model without one is asked in the plain dialect. With
+    `json_file`, an interrupted evaluation goes on where it was. Raises TaskError, CardError, ModelError, SettingsError, OSError.
     """
     from agents.models import open_model
     from factory.tasks import get_task
@@ -248,6 +248,8 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
         data_dir=settings.data_dir,
         db=settings.db,
         questions=settings.questions,
+        table=settings.table,
+        form=task.learned_form(card) if isinstance(task, HasForms) else None,
         limit=settings.limit,
         seed=settings.seed,
     )

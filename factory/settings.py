@@ -167,6 +167,8 @@ class EvaluateSettings(DataSettings):
     """HF directory, adapter directory, .gguf file, ONNX directory, or http://host/v1#name"""
     split: str | None = None
     """split to score; default: the dataset's validation split"""
+    table: str | None = None
+    """table or view of --db that is asked about; a model trained on one-table questions needs it where there are several"""
     limit: int | None = Field(None, ge=1)
     """score the first N after a seeded shuffle; default: all"""
     constrained: bool = True
@@ -179,6 +181,12 @@ class EvaluateSettings(DataSettings):
     """write the scores here, and predictions to a JSONL beside it"""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="after")
+    def _check_table(self) -> Self:
+        if self.table is not None and self.db is None:
+            raise ValueError(f"--table {self.table!r} needs --db, the database it is in")
+        return self
 
 
 S = TypeVar("S", bound=BaseModel)

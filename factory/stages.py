@@ -22,7 +22,7 @@ from factory.predictions import Evaluation, keep_predictions
 from factory.processes import Order, Team
 from factory.rundir import RunDir, default_path, differences
 from factory.settings import Method, SettingsError, StudentSettings
-from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Task, TaskError
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, HasForms, Task, TaskError
 
 if TYPE_CHECKING:
     from agents.card import Card
@@ -344,9 +344,10 @@ class Stages:
             name: ScoreEntry(split=split, **{k: v for k, v in entry.items() if k in names})
             for name, entry in self.scores().items()
         }
+        form = (self.task.form_of(data.train),) if isinstance(self.task, HasForms) else ()
         return Card(
             name=self.path.name, task=self.task.name, task_version=self.task.version, dialect=self.student.dialect,
-            prompt_template=f"{self.task.name}/{self.student.dialect}/{self.task.version}", constraint="lark",
+            prompt_template="/".join((self.task.name, *form, self.student.dialect, str(self.task.version))), constraint="lark",
             parser=f"{self.task.name}/{self.student.dialect}", stop=(), max_tokens=MAX_TOKENS,
             base=BaseEntry(
                 id=self.student.model_id if self.student.kind == "hub" else self.student.spec,

@@ -8,14 +8,15 @@ Does not: ask a model.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agents.artifact import Asked, card_hash
 from agents.card import CalibrationEntry, Card, CardError
 from factory.tasks import get_task
-from factory.tasks.task import Dialect, Example, Task, TaskError
+from factory.tasks.task import Dialect, Example, HasForms, Task, TaskError
 
 DATABASES_KEPT = 64
 
@@ -23,8 +24,10 @@ DATABASES_KEPT = 64
 def answerer(name: str, card: Card | None = None, **context: Any) -> TaskAnswerer:
     """The face of the task `name` for an artifact with this card; without one it speaks plainly.
 
-    `context`, for sql: db=FILE.sqlite, or database= an open `Database`; both may also come with each question. Raises TaskError
-    for an unknown task or context, CardError for a card of a newer version of the task.
+    `context`, for sql: db=FILE.sqlite, or database= an open `Database`, and table=NAME, the one table or view of it that is asked
+    about; all may also come with each question. A student that learned questions about single tables (its card says so) is asked
+    in that form, about the file's only table or the one named. Raises TaskError for an unknown task or context, CardError for a
+    card of a newer version of the task.
     """
     task = get_task(name)
     if card is not None and card.task_version > task.version:
@@ -32,8 +35,10 @@ def answerer(name: str, card: Card | None = None, **context: Any) -> TaskAnswere
             f"{card.name}: made for version {card.task_version} of the task {name!r}, newer than the {task.version} of this "
             "program; update penknife"
         )
-    bound = TaskAnswerer(name, task, card.dialect if card is not None else "plain", card)
-    return replace(bound, context=bound.opened(context) if context else None)
+    form = task.learned_form(card) if isinstance(task, HasForms) else "general"
+    bound = TaskAnswerer(name, task, card.dialect if card is not None else "plain", card, form, context)
+    bound.opened({})
+    return bound
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,11 @@ class TaskAnswerer:
     task: Task
     dialect: Dialect
     card: Card | None
-    context: Any = None
-    _opened: OrderedDict[str, Any] = field(default_factory=OrderedDict, compare=False, repr=False)
+    form: Literal["single", "general"] = "general"
+    """How a database is shown; see `factory.tasks.sql.one_table`."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """What it was bound to when it was made."""
+    _opened: OrderedDict[Any, Any] = field(default_factory=OrderedDict, compare=False, repr=False)
 
     @property
     def card_sha256(self) -> str | None:
@@ -64,34 +72,44 @@ class TaskAnswerer:
         )
 
     def plain(self) -> TaskAnswerer:
-        return replace(self, dialect="plain")
+        """A larger model that learned no form is asked in the general one: it may join, group and sort."""
+        return replace(self, dialect="plain", form="general")
 
     def verify(self, question: str, answer: str) -> str:
         verdict = self.task.verify(self._example(question, {}), answer)
         return "ok" if verdict.ok else verdict.reason
 
     def opened(self, variables: dict[str, Any]) -> Any:
-        """What a question is asked about. Raises TaskError."""
+        """What a question is asked about, None when nothing was given; `variables` go before what was bound. Raises TaskError."""
+        replaced = {"db", "database"} if {"db", "database"} & set(variables) else set()
+        variables = {**{k: v for k, v in self.given.items() if k not in replaced}, **variables}
         if self.name != "sql":
             if set(variables) - {"context"}:
                 raise TaskError(f"the task {self.name!r} knows no {', '.join(variables)}; give context=…")
             return variables.get("context")
-        unknown = set(variables) - {"db", "database"}
+        unknown = set(variables) - {"db", "database", "table"}
         if unknown:
-            raise TaskError(f"the sql task knows no {sorted(unknown)[0]!r}; give db=FILE.sqlite, or database= one that is open")
-        if variables.get("database") is not None:
-            return variables["database"]
-        path = str(variables["db"])
-        if path not in self._opened:
+            raise TaskError(
+                f"the sql task knows no {sorted(unknown)[0]!r}; give db=FILE.sqlite, or database= one that is open, and "
+                "table=NAME where one of its tables is meant"
+            )
+        place = variables.get("database") if variables.get("database") is not None else variables.get("db")
+        if place is None:
+            return None
+        key = (place if variables.get("database") is not None else str(place), variables.get("table"), self.form)
+        found = self._opened.get(key)
+        if found is None:
             from factory.tasks.sql.database import Database
+            from factory.tasks.sql.one_table import in_form
 
-            self._opened[path] = Database.from_file(Path(path))
+            whole = place if isinstance(place, Database) else Database.from_file(Path(str(place)))
+            found = self._opened[key] = in_form(whole, self.form, variables.get("table"))
             if len(self._opened) > DATABASES_KEPT:
                 self._opened.popitem(last=False)
-        return self._opened[path]
+        return found
 
     def _example(self, text: str, variables: dict[str, Any]) -> Example:
-        context = self.opened(variables) if variables else self.context
+        context = self.opened(variables)
         if context is None:
             what, how = ("a database", "db=FILE.sqlite") if self.name == "sql" else ("something", "context=…")
             raise TaskError(

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
 from agents.chat import Message
 from agents.constrain import Constraint
+
+if TYPE_CHECKING:
+    from agents.card import Card
 
 Dialect = Literal["plain", "compact"]
 """How prompt and answer are written. "plain": ordinary text for pretrained models and teachers. "compact": short
@@ -68,6 +71,10 @@ class DataSource(BaseModel):
     split: str = "train"
     db: Path | None = None
     questions: Path | None = None
+    table: str | None = None
+    """The one table or view of `db` that is asked about; None is all of them."""
+    form: Literal["single", "general"] | None = None
+    """How a task that `HasForms` shows `db`; None is its general form."""
     limit: int | None = None
     """Keep the first N after a seeded shuffle; None keeps all, in file order."""
     seed: int = 0
@@ -98,6 +105,19 @@ class AnswerError(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(detail or reason)
         self.reason = reason
+
+
+@runtime_checkable
+class HasForms(Protocol):
+    """A task with more than one form of prompt and answer: a student is asked in the one it learned."""
+
+    def learned_form(self, card: Card | None) -> Literal["single", "general"]:
+        """The form that a card's student was trained in."""
+        ...
+
+    def form_of(self, examples: Sequence[Example]) -> Literal["single", "general"]:
+        """The form of these examples, for the card of a student trained on them."""
+        ...
 
 
 class Task(Protocol):

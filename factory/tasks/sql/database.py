@@ -101,6 +101,10 @@ class Database:
                 self._kept_values[column] = self._values(column)
             return self._kept_values[column]
 
+    def connection(self) -> sqlite3.Connection:
+        """A new connection, read-only over a file, without the guard that model-written SQL needs; the caller closes it."""
+        return self._connect(self.schema)
+
     def execute(self, sql: str, limits: Limits = LIMITS) -> Result:
         """Run one reading statement. Raises ExecError: does-not-run, time-out, too-many-rows, not-read-only or too-large."""
         return self._in_sandbox(lambda sandbox: sandbox.run(sql, limits))

@@ -15,6 +15,7 @@ from factory.tasks.sql.canonical import literal_lexeme, read_sql
 from factory.tasks.sql.forms import Form, from_sql, to_sql
 from factory.tasks.sql.lexemes import Lexeme, Text
 from factory.tasks.sql.marks import MAX_VALUES, Marks
+from factory.tasks.sql.one_table import as_asked, as_stored
 from factory.tasks.sql.prompt import full_order, schema_of
 from factory.tasks.sql.schema import ColumnType, Schema
 from factory.tasks.sql.spaced import chunks, find
@@ -72,6 +73,8 @@ def encode(
         _check_size(schema)
     if schema.single:
         form = _form(schema, sql)
+        if _exact(source):
+            form = as_asked(matches, form)
         if dialect == "plain":
             return to_sql(single.respelt(question, form), schema)
         grouped = full_order(schema, order)
@@ -92,7 +95,8 @@ def decode(
     dialect: Dialect,
     order: Sequence[int] | None = None,
 ) -> str:
-    """Completion text -> canonical SQL, values spelt as stored when linked (not for WikiSQL's form), else as in the question.
+    """Completion text -> canonical SQL, values spelt as stored where that is known (a WikiSQL table, which compares loosely, has
+    them as in the question), else as in the question.
 
     Plain SQL beyond the forms that can be written canonically comes back as it is. Raises AnswerError: "empty",
     "not-single-select", "not-parsed", "not-single-form", "unknown-table", "unknown-column".
@@ -103,14 +107,14 @@ def decode(
     if dialect == "plain":
         sql = extract_sql(completion)
         try:
-            return canonicalise(schema, sql)
+            return _spelt(source, matches, _form(schema, sql)) if schema.single else canonicalise(schema, sql)
         except AnswerError as error:
             if error.reason == "not-supported":
                 return sql
             raise
     grouped = full_order(schema, order)
     if schema.single:
-        return to_sql(single.from_compact(schema, Marks(schema, question, matches), completion, grouped), schema)
+        return _spelt(source, matches, single.from_compact(schema, Marks(schema, question, matches), completion, grouped))
     spelling = _Spelling(schema, question, matches)
     named = lexemes.names(schema, grouped)
     return lexemes.to_plain(schema, compact_reader.from_compact(schema, completion, named, spelling.restore))
@@ -121,6 +125,18 @@ def _form(schema: Schema, sql: str) -> Form:
     if form is None:
         raise AnswerError("not-single-form", f"not SELECT [aggregate](column) FROM t WHERE column op value AND …: {sql[:120]!r}")
     return form
+
+
+def _spelt(source: Schema | Database, matches: Sequence[Match], form: Form) -> str:
+    """The SQL of a form, its values as a table of exact spelling stores them."""
+    return to_sql(
+        form if isinstance(source, Schema) or not _exact(source) else as_stored(source, matches, form), schema_of(source)
+    )
+
+
+def _exact(source: Schema | Database) -> bool:
+    """Whether text has to be spelt as it is stored to be found."""
+    return not isinstance(source, Schema) and source.has_rows and not source.loose
 
 
 def _check_size(schema: Schema) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from factory.tasks.sql import cells
-from factory.tasks.sql.database import TABLE, quote
+from factory.tasks.sql.database import quote
 from factory.tasks.sql.schema import Column, Schema
 
 AGGREGATES = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")
@@ -61,9 +61,14 @@ def to_sql(form: Form, schema: Schema) -> str:
     columns = schema.tables[0].columns
     selected = quote(columns[form.sel].name)
     if form.agg:
-        selected = f"{AGGREGATES[form.agg]}({selected})"
-    where = " AND ".join(f"{quote(columns[c].name)} {OPERATORS[o]} {literal(columns[c], o, v)}" for c, o, v in form.conds)
-    return f"SELECT {selected} FROM {quote(TABLE)}" + (f" WHERE {where}" if where else "")
+        selected = f"{AGGREGATES[form.agg]}({_compared(columns[form.sel])})"
+    where = " AND ".join(f"{_compared(columns[c])} {OPERATORS[o]} {literal(columns[c], o, v)}" for c, o, v in form.conds)
+    return f"SELECT {selected} FROM {quote(schema.tables[0].name)}" + (f" WHERE {where}" if where else "")
+
+
+def _compared(column: Column) -> str:
+    """A column where its values are compared or added up."""
+    return f"CAST(NULLIF({quote(column.name)}, '') AS REAL)" if column.cast else quote(column.name)
 
 
 def from_sql(sql: str, schema: Schema) -> Form | None:
@@ -89,7 +94,7 @@ def value_key(column: Column, operator: int, value: str) -> str | float:
 
 
 _NAME = r'"((?:[^"]|"")+)"'
-_HEAD = re.compile(rf'SELECT (?:({"|".join(AGGREGATES[1:])})\({_NAME}\)|{_NAME}) FROM "{TABLE}"')
+_HEAD = re.compile(rf"SELECT (?:({'|'.join(AGGREGATES[1:])})\({_NAME}\)|{_NAME}) FROM {_NAME}")
 _CONDITION = re.compile(rf"(?: WHERE | AND ){_NAME} ([=<>]) (?:'((?:[^']|'')*)'|(-?[\d.]+))")
 
 
@@ -104,7 +109,7 @@ def _indices(schema: Schema) -> dict[str, int]:
 def _from_canonical(sql: str, schema: Schema) -> Form | None:
     """Reads exactly what `to_sql` writes."""
     head = _HEAD.match(sql)
-    if head is None:
+    if head is None or head[4].replace('""', '"').lower() != schema.tables[0].name.lower():
         return None
     index = _indices(schema)
     sel = index.get((head[2] or head[3]).replace('""', '"').lower())
@@ -142,24 +147,36 @@ def _from_tree(sql: str, schema: Schema) -> Form | None:
     if isinstance(selected, exp.Max | exp.Min | exp.Count | exp.Sum | exp.Avg):
         agg = AGGREGATES.index(type(selected).key.upper())
         selected = selected.this
+    selected = _uncast(selected, index, schema)
     if not isinstance(selected, exp.Column) or selected.name.lower() not in index:
         return None
     where = tree.args.get("where")
-    conditions = _conditions(where.this, index) if where is not None else ()
+    conditions = _conditions(where.this, index, schema) if where is not None else ()
     return None if conditions is None else Form(index[selected.name.lower()], agg, conditions)
 
 
-def _conditions(tree: Any, index: Mapping[str, int]) -> tuple[Condition, ...] | None:
+def _uncast(tree: Any, index: Mapping[str, int], schema: Schema) -> Any:
+    """The column inside the CAST that `to_sql` writes around numbers held as text."""
+    from sqlglot import exp
+
+    inner = tree.this if isinstance(tree, exp.Cast) else None
+    inner = inner.this if isinstance(inner, exp.Nullif) else inner
+    if isinstance(inner, exp.Column) and inner.name.lower() in index:
+        return inner if schema.tables[0].columns[index[inner.name.lower()]].cast else tree
+    return tree
+
+
+def _conditions(tree: Any, index: Mapping[str, int], schema: Schema) -> tuple[Condition, ...] | None:
     from sqlglot import exp
 
     tree = tree.unnest()
     if isinstance(tree, exp.And):
-        left, right = _conditions(tree.left, index), _conditions(tree.right, index)
+        left, right = _conditions(tree.left, index, schema), _conditions(tree.right, index, schema)
         return None if left is None or right is None else left + right
     operator = {exp.EQ: 0, exp.GT: 1, exp.LT: 2}.get(type(tree))
     if operator is None:
         return None
-    column, value = tree.left.unnest(), tree.right.unnest()
+    column, value = (_uncast(side.unnest(), index, schema) for side in (tree.left, tree.right))
     if isinstance(value, exp.Column) and not isinstance(column, exp.Column):
         column, value, operator = value, column, (0, 2, 1)[operator]
     text = _literal_text(value, index)

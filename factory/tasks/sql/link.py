@@ -205,5 +205,5 @@ def _index(database: Database) -> _Index:
                 joined = "".join(word.replace(",", "") if word[0] in _DIGITS else _plain(word) for word in words)
                 texts.setdefault(joined, []).append((column, value))
                 longest = max(longest, len(words))
-    names = tuple(tuple(_stem(token.text) for token in _tokens(column.name)) for _, column in columns)
+    names = tuple(tuple(_stem(token.text) for token in _tokens(column.called)) for _, column in columns)
     return _Index(texts, numbers, min(LONGEST, longest + 2), names)

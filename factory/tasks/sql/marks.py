@@ -100,7 +100,7 @@ def column_names(schema: Schema, question: str, taken: Sequence[tuple[int, int]]
     words = [(found.start(), found.end(), _stem(found.group())) for found in _WORD.finditer(question)]
     runs: list[tuple[float, ColumnName]] = []
     for i, (_, column) in enumerate(schema.columns):
-        name = {_stem(word) for word in _WORD.findall(column.name)}
+        name = {_stem(word) for word in _WORD.findall(column.called)}
         at = 0
         while at < len(words):
             last = at

@@ -97,8 +97,9 @@ def _single_compact(schema: Schema, question: str, matches: Sequence[Match], ord
     for k, i in enumerate(order):
         rank[i] = k
         column = schema.columns[i][1]
-        name = (spaced(column.name) or " " + column.name.lower()) + ("<num>" if layout.types and column.type == "number" else "")
-        shown.append(name + "".join(f"<v{value}>" for value in marks.of_column(i)) + f"<c{k}>")
+        name = spaced(column.called) or " " + column.called.lower()
+        number = "<num>" if layout.types and column.type == "number" else ""
+        shown.append(name + number + "".join(f"<v{value}>" for value in marks.of_column(i)) + f"<c{k}>")
     return "".join(shown) + "<q>" + marks.written(rank)
 
 

@@ -14,13 +14,23 @@ ColumnType = Literal["text", "number", "time", "other"]
 
 @dataclass(frozen=True)
 class Column:
-    """`name` is unique in its table, ignoring case; `values` are some of its distinct stored values, as text."""
+    """`name` is unique in its table, ignoring case; `values` are some of its distinct stored values, as text.
+
+    `label` is what prompts of the one-table form call it (empty: its name); `cast` marks numbers that a file holds as text.
+    """
 
     name: str
     type: ColumnType = "text"
     declared: str = ""
     primary_key: bool = False
     values: tuple[str, ...] = ()
+    label: str = ""
+    cast: bool = False
+
+    @property
+    def called(self) -> str:
+        """What prompts of the one-table form call it."""
+        return self.label or self.name
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from factory.tasks.sql import spider, wikisql
 from factory.tasks.sql.database import Database
+from factory.tasks.sql.one_table import in_form
 from factory.tasks.sql.reading import Fingerprint, question_files
 from factory.tasks.task import DatasetCard, DataSource, Example, TaskError
 
@@ -99,10 +100,10 @@ def directory(source: DataSource) -> Path:
 
 
 def open_database(source: DataSource) -> Database:
-    """The database of --db; raises TaskError."""
+    """The database of --db, in the form and with the table asked for; raises TaskError."""
     if source.db is None:
         raise TaskError("no database given; use --db FILE.sqlite")
-    return Database.from_file(source.db)
+    return in_form(Database.from_file(source.db), source.form or "general", source.table)
 
 
 def others(source: DataSource) -> list[Example]:

@@ -45,7 +45,7 @@ def open_file(path: Path) -> Database:
         if wanted.type in ("other", "number"):
             return ()
         with closing(connect_read_only(uri)) as connection:
-            return _distinct(connection, table.name, wanted.name, LINKED_VALUES)
+            return distinct(connection, table.name, wanted.name, LINKED_VALUES)
 
     return Database(path.stem, lambda: schema, lambda _: connect_read_only(uri), has_rows=True, values=values)
 
@@ -82,15 +82,15 @@ def _table(connection: sqlite3.Connection, name: str) -> Table | None:
     try:
         for _, column, declared, _, _, key, hidden in connection.execute(f"PRAGMA table_xinfo({quote(name)})").fetchall():
             if hidden != 1:
-                values = _distinct(connection, name, column, SAMPLES)
-                kind = declared_type(declared or "") or _stored_type(connection, name, column)
+                values = distinct(connection, name, column, SAMPLES)
+                kind = declared_type(declared or "") or stored_type(connection, name, column)
                 columns.append(Column(column, kind, declared or "", bool(key), values))
     except sqlite3.OperationalError:
         return None
     return Table(name, tuple(columns)) if columns else None
 
 
-def _distinct(connection: sqlite3.Connection, table: str, column: str, limit: int) -> tuple[str, ...]:
+def distinct(connection: sqlite3.Connection, table: str, column: str, limit: int) -> tuple[str, ...]:
     """The first distinct values, as text; at most two seconds are spent on a column."""
     column = quote(column)
     sql = (
@@ -119,7 +119,7 @@ def _clock(connection: sqlite3.Connection) -> Iterator[None]:
         connection.set_progress_handler(None, 0)
 
 
-def _stored_type(connection: sqlite3.Connection, table: str, column: str) -> ColumnType:
+def stored_type(connection: sqlite3.Connection, table: str, column: str) -> ColumnType:
     column = quote(column)
     with _clock(connection):
         rows = connection.execute(

@@ -11,7 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents.chat import Message
 from agents.constrain import Constraint
@@ -19,7 +19,11 @@ from factory.tasks.sql import score as scoring
 from factory.tasks.sql import sources
 from factory.tasks.sql.database import Database, ExecError
 from factory.tasks.sql.link import Match, link
+from factory.tasks.sql.one_table import SchemaForm, learned_form
 from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Score, TaskError, Verdict
+
+if TYPE_CHECKING:
+    from agents.card import Card
 
 LINKS_KEPT = 4096
 ROWS_SHOWN = 10
@@ -35,7 +39,7 @@ class SqlTask:
     datasets: Mapping[str, str] = sources.DATASETS
 
     def __init__(self) -> None:
-        self._links: OrderedDict[tuple[str, str], tuple[Match, ...]] = OrderedDict()
+        self._links: OrderedDict[tuple[Database, str], tuple[Match, ...]] = OrderedDict()
         self._lock = threading.Lock()
 
     def load(self, source: DataSource) -> tuple[list[Example], DatasetCard]:
@@ -60,9 +64,15 @@ class SqlTask:
     def validation_split(self, source: DataSource) -> str:
         return sources.validation_split(source)
 
+    def learned_form(self, card: Card | None) -> SchemaForm:
+        return learned_form(card)
+
+    def form_of(self, examples: Sequence[Example]) -> SchemaForm:
+        return "single" if examples and all(_database(e).schema.single for e in examples) else "general"
+
     def matches(self, example: Example) -> tuple[Match, ...]:
         """Stored values that the question mentions; kept for the last thousands of examples."""
-        key = (example.context_id, example.question)
+        key = (_database(example), example.question)
         with self._lock:
             if key in self._links:
                 self._links.move_to_end(key)
