@@ -6,7 +6,7 @@ Does not: copy whole states, or know graphs: `agents.loop` turns rows into a sta
 
 Schema 1: a row's id is its thread's number << 32 | its place in the thread. A file written by a newer schema is refused.
 WAL with synchronous=normal: a killed process loses nothing that was committed; a power cut may lose the last steps, never the
-file. Beside the file lie its journal (`-wal`, about 4 MB at most, written back when the file is closed) and `-threads` (locks).
+file. Beside the file lie its journal (`-wal`, about half a MB, gone when the file is closed) and `-threads` (locks).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from agents import lease
 from agents.events import UnknownOutcome
+from agents.interrupts import Interrupt
 from agents.route import GraphError
 
 SCHEMA = 1
@@ -33,6 +34,8 @@ CREATE TABLE rows (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, step INTEGER NOT 
 CREATE TABLE memos (thread INTEGER NOT NULL, step INTEGER NOT NULL, key TEXT NOT NULL, result TEXT,
                     PRIMARY KEY (thread, step, key)) WITHOUT ROWID;
 """
+_PAGE_BYTES = 512
+"""Every commit writes whole pages to the journal, and most steps change a few hundred bytes; 1,000 pages are written back."""
 _APPEND = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -86,9 +89,10 @@ class Store:
         empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
         if not empty or version:
             self._fits(path, version)
+        db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
-        db.execute("PRAGMA journal_size_limit=1048576")
+        db.execute(f"PRAGMA journal_size_limit={_PAGE_BYTES * 1000}")
         if empty:
             db.execute("BEGIN IMMEDIATE")
             with self._transaction():
@@ -194,7 +198,8 @@ class Store:
     def once(self, thread: str, step: int, key: str, compute: Callable[[], str]) -> str:
         """`agents.events.memo` for this thread: the claim is committed before `compute` runs, the result before it is returned.
 
-        Raises UnknownOutcome when the claim is there without a result, or the first try raised: it is not run twice.
+        Raises UnknownOutcome when the claim is there without a result, or the first try raised: it is not run twice. A `compute`
+        that waits for a person (`interrupt`) runs again from its start once there is an answer.
         """
         number = self.number(thread, "")
         with self._lock:
@@ -206,6 +211,10 @@ class Store:
                 return recalled(kept, key)
         try:
             result = compute()
+        except Interrupt:
+            with self._lock:
+                self._db.execute("DELETE FROM memos WHERE thread = ? AND step = ? AND key = ?", (number, step, key))
+            raise
         except BaseException as error:
             self._keep(number, step, key, f"!{type(error).__name__}: {error}")
             raise
@@ -264,6 +273,9 @@ class Memory:
             self._kept[place] = None
         try:
             self._kept[place] = "=" + (result := compute())
+        except Interrupt:
+            del self._kept[place]
+            raise
         except BaseException as error:
             self._kept[place] = f"!{type(error).__name__}: {error}"
             raise

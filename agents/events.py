@@ -260,7 +260,8 @@ Sink = Callable[[Event], None]
 
 @dataclass(slots=True)
 class Scope:
-    """One node run as the code inside it sees it. `deadline` is in time.monotonic seconds."""
+    """One node run as the code inside it sees it. `deadline` is in time.monotonic seconds; `questions` are the
+    [prompt, value] that `answers` were given to."""
 
     sink: Sink
     started: float
@@ -275,6 +276,7 @@ class Scope:
     tape: Tape | None = None
     deadline: float | None = None
     cancelled: Callable[[], bool] | None = None
+    questions: tuple[Any, ...] = ()
 
     def wanted_no_more(self) -> bool:
         """Whether the node's time is up or its run was cancelled."""
@@ -327,7 +329,7 @@ def replayed(persona: str, prompt_sha256: str) -> Reply | None:
 
 
 def replayed_result(persona: str, call: ToolCall) -> str | None:
-    """The recorded result of this tool call when the run is a replay, else None: call the tool."""
+    """The recorded result of this tool call when the run is a replay; None elsewhere, or when the record has no result of it."""
     scope = current.get()
     return None if scope is None or scope.tape is None else scope.tape.result(scope, persona, call)
 

@@ -35,3 +35,16 @@ def interrupt(prompt: str, value: Any = None) -> Any:
     if number < len(scope.answers):
         return scope.answers[number]
     raise Interrupt(prompt, value, number)
+
+
+def permission(prompt: str, value: Any) -> bool:
+    """`interrupt` for a yes or no that holds for this very prompt and value: an answer that was given to another is not used,
+    and the person is asked anew. A node that runs again may come to another question than the one that was answered."""
+    from pydantic_core import to_jsonable_python
+
+    scope = current.get()
+    if scope is not None and scope.asked < len(scope.answers):
+        was = to_jsonable_python(scope.questions[scope.asked], serialize_unknown=True)
+        if was != to_jsonable_python([prompt, value], serialize_unknown=True):
+            raise Interrupt(prompt, value, scope.asked)
+    return bool(interrupt(prompt, value))

@@ -45,11 +45,23 @@ class Task:
     private: dict[str, Any] | None = None
     origins: frozenset[str] = frozenset()
     answers: tuple[Any, ...] = ()
+    questions: tuple[Any, ...] = ()
     changes: Changes | None = None
     routes: Sequence[Route] = ()
     base: BaseModel | None = None
     interrupt: ev.Interrupted | None = None
     error: Exception | None = None
+
+    def wait(self, asked: ev.Interrupted) -> None:
+        """Wait for a person; what was answered from this question on no longer counts."""
+        number = int(asked.id.rpartition(".")[2])
+        self.answers, self.questions, self.interrupt = self.answers[:number], self.questions[:number], asked
+
+    def take(self, value: Any) -> None:
+        """The answer to what is waited for."""
+        assert self.interrupt is not None
+        asked = [self.interrupt.prompt, self.interrupt.value]
+        self.answers, self.questions, self.interrupt = (*self.answers, value), (*self.questions, asked), None
 
 
 @dataclass(slots=True)
@@ -136,9 +148,9 @@ class Loop:
                     f"use the graph that wrote it, or fork before that step"
                 )
             if row.kind == "interrupt":
-                task.interrupt = ev.Interrupted(body["id"], body["prompt"], body.get("value"), step=row.step, node=row.node)
+                task.wait(ev.Interrupted(body["id"], body["prompt"], body.get("value"), step=row.step, node=row.node))
             elif row.kind == "answer":
-                task.answers, task.interrupt = (*task.answers, body["value"]), None
+                task.take(body["value"])
             else:
                 task.changes = self.fields.restore(body)
                 task.routes = [Route(r) if isinstance(r, str) else Route(*r) for r in body["r"]]
@@ -151,7 +163,7 @@ class Loop:
         task = next(one for one in self.round if one.interrupt is not None)
         event = ev.Resumed(value, len(task.answers), at_ms=self.now(), step=task.step, node=task.node.name, thread=self.thread)
         self.write("answer", task.node.name, self._dumped({"value": value}), task.step)
-        task.answers, task.interrupt = (*task.answers, value), None
+        task.take(value)
         self.sink(event)
 
     def _dumped(self, value: Any) -> bytes:
@@ -282,7 +294,7 @@ class Loop:
         if self.memos is None:
             self.memos = self.store if self.store is not None else Memory()
         scope = Scope(self.sink, self.started, thread, task.step, name, attempt, task.answers, 0, self.memos)
-        scope.tape, scope.cancelled = self.tape, self.cancelled
+        scope.tape, scope.cancelled, scope.questions = self.tape, self.cancelled, task.questions
         if node.timeout_s is not None:
             scope.deadline = time.monotonic() + node.timeout_s
         self.sink(ev.NodeStarted(attempt, at_ms=self.now(), step=task.step, node=name, thread=thread))
@@ -320,7 +332,7 @@ class Loop:
                     fields.returned(goto.state_update, changes)
         if changes.assigned or changes.added:
             try:
-                fields.validate(mine, changes)
+                fields.validate(base, mine, changes)
             except GraphError as error:
                 raise GraphError(f"node {node.name!r}: {error}") from None
         routes = self.plan.routes[node.name] if gotos is None else self._routes(node, gotos)
@@ -356,10 +368,11 @@ class Loop:
         self.write(
             "interrupt", task.node.name, self._dumped({"id": ident, "prompt": asked.prompt, "value": asked.value}), task.step
         )
-        task.interrupt = ev.Interrupted(
+        event = ev.Interrupted(
             ident, asked.prompt, asked.value, at_ms=self.now(), step=task.step, node=task.node.name, thread=self.thread
         )
-        self.sink(task.interrupt)
+        task.wait(event)
+        self.sink(event)
 
     def failed(self, task: Task, error: Exception, attempt: int) -> bool:
         """Whether to try the node again. A GraphError says that the graph is wrong, which no retry mends."""

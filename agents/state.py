@@ -174,8 +174,8 @@ class Fields:
                 changes.added.pop(name, None)
                 changes.assigned[name] = value
 
-    def validate(self, scratch: BaseModel, changes: Changes) -> None:
-        """Check and coerce the changes alone; `scratch` is a copy that may be spoilt. Raises GraphError with one sentence."""
+    def validate(self, base: BaseModel, scratch: BaseModel, changes: Changes) -> None:
+        """Check and coerce the changes to `base` alone; `scratch` is a copy that may be spoilt. Raises GraphError."""
         if self.unwritable:
             for name in self.unwritable & (changes.assigned.keys() | changes.added.keys()):
                 raise GraphError(f"{self.cls.__name__}.{name} is frozen: no node can write it")
@@ -183,7 +183,7 @@ class Fields:
             checked = self._checked(scratch, changes.assigned)
             changes.assigned = {name: own(checked[name]) for name in changes.assigned}
         for name, more in changes.added.items():
-            reducer, old = self.reducers.get(name), scratch.__dict__[name]
+            reducer, old = self.reducers.get(name), base.__dict__[name]
             if reducer not in _GROWERS.get(type(old), ()):
                 continue
             if name in self._plain:

@@ -7,6 +7,7 @@ Does not: run steps (`agents.loop`) or write rows (`agents.checkpoint`).
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -30,23 +31,26 @@ class Stores:
     def __init__(self) -> None:
         self._open: dict[str, Store] = {}
         self._last: Store | None = None
+        self._lock = threading.Lock()
 
     def get(self, store: str | Path | Store | None) -> Store:
         """The store of that name; None is the last one, or one in memory when there was none."""
-        if isinstance(store, Store):
-            self._last = store
-        elif store is not None or self._last is None:
-            key = ":memory:" if store is None or str(store) == ":memory:" else str(Path(store).absolute())
-            if key not in self._open:
-                self._open[key] = Store(key)
-            self._last = self._open[key]
-        return self._last
+        with self._lock:
+            if isinstance(store, Store):
+                self._last = store
+            elif store is not None or self._last is None:
+                key = ":memory:" if store is None or str(store) == ":memory:" else str(Path(store).absolute())
+                if key not in self._open:
+                    self._open[key] = Store(key)
+                self._last = self._open[key]
+            return self._last
 
     def close(self) -> None:
         """Close what was opened here; a Store object that was handed in stays open."""
-        while self._open:
-            self._open.popitem()[1].close()
-        self._last = None
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+            self._last = None
 
 
 def new_name() -> str:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from agents.budget import Meter, Totals
 from agents.chat import ToolCall
 from agents.events import ToolCalled, ToolReturned, UnknownOutcome, Warned, current, emit, memo, replayed_result
-from agents.interrupts import interrupt
+from agents.interrupts import permission
+from agents.route import GraphError
 from agents.tools import PersonaError, Tool, ToolResult
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class ToolRuns:
             emit(ToolCalled(self.persona, call))
             recorded = replayed_result(self.persona, call)
             result = ToolResult(recorded) if recorded is not None else None
+            if result is None and scope.tape is not None and not self.tools[call.name].needs_approval:
+                raise GraphError(f"the record of {self.persona!r} ends within {call.name}({call.arguments}): no result to replay")
         if result is None:
             result = self._run(self.tools[call.name], call)
             self.meter.tool_ms += result.ms
@@ -91,7 +94,7 @@ class ToolRuns:
     def _approved(self, call: ToolCall) -> bool:
         if self.approve is not None:
             return bool(self.approve(call))
-        return bool(interrupt(f"may {self.persona} call {call.name}?", {"name": call.name, "arguments": call.arguments}))
+        return permission(f"may {self.persona} call {call.name}?", {"name": call.name, "arguments": call.arguments})
 
 
 def key_of(call: ToolCall) -> str:

@@ -156,6 +156,7 @@ class Tape:
                 self._results[event.step, event.node, event.persona].append((call, event))
             if (shape := _shape(event)) is not None:
                 self._shape[event.step, event.node or ""].append(shape)
+        self._begun = {(*place[:3], call.name): call for place, calls in asked.items() for call in calls}
 
     def reply(self, scope: ev.Scope, persona: str, prompt_sha256: str) -> Reply | None:
         """The next recorded reply of this persona in this step. Raises ReplayError when the record has none for this prompt."""
@@ -173,13 +174,16 @@ class Tape:
         return event.reply
 
     def result(self, scope: ev.Scope, persona: str, call: ToolCall) -> str | None:
-        """The recorded result of this call. Raises ReplayError when the record has another call here."""
+        """The recorded result of this call; None for one that the record leaves waiting. Raises ReplayError for another call."""
         recorded = self._results[scope.step, scope.node, persona]
         where = f"the replay differs at step {scope.step}, node {scope.node!r}: persona {persona!r} calls {call.name}"
         for i, (known, event) in enumerate(recorded):
             if (known.name, known.arguments) == (call.name, call.arguments):
                 del recorded[i]
                 return event.result
+        begun = self._begun.get((scope.step, scope.node, persona, call.name))
+        if begun is not None and begun.arguments == call.arguments:
+            return None
         raise ReplayError(f"{where}({call.arguments}), which the record does not")
 
     def compare(self, events: Iterable[ev.Event]) -> None:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel
 
-from agents import END, AgentGraph, GraphError, Store
+from agents import END, AgentGraph, GraphError, Store, interrupt
 from agents import events as ev
 from agents.checkpoint import SCHEMA, StoreError
 from tests.agents.test_graph import State, chain
@@ -371,3 +371,54 @@ def test_kill_at_fifty_random_moments(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / str(i)).mkdir()
         killed_runs(tmp_path / str(i), [rng.uniform(0.0, 0.08) for _ in range(5)])
+
+
+def test_the_journal_stays_small_while_the_store_is_open(path: Path) -> None:
+    g = AgentGraph(State)
+
+    @g.node(start=True)
+    def note(s: State) -> Any:
+        s.notes.append(f"{s.n:03d}" + "x" * 497)
+        return g.goto(END if s.n == 399 else "note", {"n": s.n + 1})
+
+    g.run(State(), thread="u", store=path, max_steps=400)
+    assert path.with_name(path.name + "-wal").stat().st_size <= 600_000
+    g.close()
+
+
+def test_threads_that_begin_at_once_share_one_store_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = Store._prepare
+    monkeypatch.setattr(Store, "_prepare", lambda self, path: (time.sleep(0.02), prepare(self, path))[1])
+    g = chain(lambda s: None)
+    ready = threading.Barrier(8)
+
+    def begin(name: str) -> None:
+        ready.wait()
+        g.run(State(), thread=name)
+
+    workers = [threading.Thread(target=begin, args=(f"t{i}",)) for i in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(g.history(f"t{i}") for i in range(8))
+
+
+def test_a_side_effect_that_asks_a_person_first_runs_when_there_is_an_answer(path: Path) -> None:
+    sent: list[str] = []
+
+    def send(s: State) -> dict[str, Any]:
+        def compute() -> str:
+            if interrupt("send?"):
+                sent.append("mail")
+            return "sent"
+
+        return {"answer": ev.memo("send", compute)}
+
+    for store in (path, ":memory:"):
+        g = chain(send)
+        assert g.run(State(), thread="u", store=store).reason == "interrupted"
+        assert g.resume("u", True, store=store).state.answer == "sent"
+    g = chain(send)
+    assert g.run(State()).reason == "interrupted"
+    assert sent == ["mail", "mail"]

@@ -515,3 +515,19 @@ def test_threads_do_not_mix() -> None:
     for thread in threads:
         thread.join()
     assert results == {i: f"{i}{i}" for i in range(32)}
+
+
+def test_what_a_node_appends_in_place_is_validated_once() -> None:
+    class Short(BaseModel):
+        notes: list[str] = Field(default=[], max_length=2)
+
+    g = AgentGraph(Short)
+
+    @g.node(start=True)
+    def note(s: Short) -> None:
+        s.notes.append("b")
+
+    g.edge(note, END)
+    assert g.run(Short(notes=["a"])).state.notes == ["a", "b"]
+    with pytest.raises(GraphError, match="at most 2 items"):
+        g.run(Short(notes=["a", "b"]))
