@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents.chat import ModelError, Reply, Request
+from agents.chat import ModelError, Reply, Request, Timings
 from agents.models.wire import BadBody, body_of, failed, read_reply
 
 RETRIED = (408, 409, 425, 429)
@@ -46,7 +46,7 @@ class HttpOptions(BaseModel):
     in_flight: int = Field(default=64, ge=1)
     """requests to each endpoint at once"""
     timeout_s: float = Field(default=120.0, gt=0)
-    """seconds one attempt may take"""
+    """seconds one attempt may take; a request's own `timeout_s` bounds all its attempts together"""
     retries: int = Field(default=6, ge=0)
     """attempts after the first"""
     backoff_s: float = Field(default=0.5, gt=0)
@@ -106,6 +106,7 @@ class HttpModel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._dice = random.Random()
+        self._starting = threading.Lock()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Replies as they arrive. At most two rounds of `in_flight` run ahead of the consumer; leaving early cancels the rest.
@@ -132,23 +133,25 @@ class HttpModel:
 
     def close(self) -> None:
         """Cancel what is in flight and close every connection; twice is harmless."""
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
-            return
-        self._loop = self._thread = None
+        with self._starting:
+            loop, thread = self._loop, self._thread
+            if loop is None or thread is None:
+                return
+            self._loop = self._thread = None
         asyncio.run_coroutine_threadsafe(self._shut(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
 
     def _start(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            for endpoint in self._endpoints:
-                endpoint.client = self._client(endpoint)
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="http-model", daemon=True)
-            self._thread.start()
-        return self._loop
+        with self._starting:
+            if self._loop is None:
+                for endpoint in self._endpoints:
+                    endpoint.client = self._client(endpoint)
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="http-model", daemon=True)
+                self._thread.start()
+            return self._loop
 
     def _client(self, endpoint: _Endpoint) -> Any:
         import httpx2
@@ -192,12 +195,21 @@ class HttpModel:
                 return
             index = run.next
             run.next += 1
-            run.done.put((index, await self._ask(run.requests[index])))
+            run.done.put((index, await self._answered(run.requests[index])))
 
-    async def _ask(self, request: Request) -> Reply:
+    async def _answered(self, request: Request) -> Reply:
+        """One request to its end, or to its own time limit: all attempts and waits together, with nothing to show for them."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                return await self._ask(request, started)
+        except TimeoutError:
+            timings = Timings(total_ms=(time.perf_counter() - started) * 1e3)
+            return Reply(id=request.id, model=self.name, stop_reason="timeout", timings=timings)
+
+    async def _ask(self, request: Request, started: float) -> Reply:
         """One request to its end: an answer, or an error reply when attempts are used up."""
         options = self.options
-        started = time.perf_counter()
         body, sent = body_of(request, options.constraints, options.max_tokens_field, options.extra_body)
         if request.constraint is not None and not sent:
             self.unconstrained[request.constraint.kind] += 1

@@ -256,3 +256,35 @@ def test_own_cpu_time_per_answer_is_measured_against_another_process() -> None:
         finally:
             server.kill()
     assert {reply.text for reply in replies} == {"ok"}
+
+
+def test_a_requests_own_time_limit_bounds_all_its_attempts() -> None:
+    with OpenAIServer(latency_s=5.0) as slow, OpenAIServer(faults=Faults(server_error=1.0)) as broken:
+        for server in (slow, broken):
+            model = open_model(server.spec, backoff_s=5.0)
+            began = time.perf_counter()
+            (reply,) = answer(model, [ask("q", timeout_s=0.2)])
+            assert (reply.stop_reason, reply.text, reply.id, reply.error) == ("timeout", "", "q", None)
+            assert 0.15 < time.perf_counter() - began < 2.0
+            model.close()
+
+
+def test_threads_that_ask_at_once_share_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    slowly = HttpModel._client
+
+    def client(self: HttpModel, endpoint: Any) -> Any:
+        made.append(1)
+        time.sleep(0.05)
+        return slowly(self, endpoint)
+
+    monkeypatch.setattr(HttpModel, "_client", client)
+    with OpenAIServer(echo) as server:
+        model = open_model(server.spec)
+        workers = [threading.Thread(target=lambda: answer(model, [ask("q")])) for _ in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert len(made) == 1
+        model.close()
