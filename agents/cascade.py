@@ -171,7 +171,8 @@ class Cascade:
         return made
 
     def __or__(self, other: Persona | Cascade | ChatModel) -> Cascade:
-        return Cascade(self, other)
+        """Where the second is not good enough either, `other`: `a | b | c` is `a | (b | c)`."""
+        return Cascade(self.first, self.second | other, threshold=self.threshold, measure=self.measure, samples=self.samples)
 
     def on(self, model: ChatModel) -> Persona:
         """The first persona on another model."""
@@ -180,9 +181,10 @@ class Cascade:
     @property
     def second_name(self) -> str:
         """Whom it escalates to: its name, or its model's where that is the same persona."""
-        if self.second.name == self.name and isinstance(self.second, Persona):
-            return self.second.model.name
-        return self.second.name
+        head: Any = self.second
+        while isinstance(head, Cascade):
+            head = head.first
+        return str(head.model.name if head.name == self.name else head.name)
 
     def _confidence(self, result: Result, text: str, history: Any, variables: Mapping[str, Any]) -> float | None:
         if self.measure == "margin":

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_origin
 
+from pydantic import BaseModel, ValidationError
+
 from agents import events as ev
 from agents.chat import Reply, ToolCall
 from agents.checkpoint import Store
@@ -53,16 +55,23 @@ def persona_node(
     def asked(state: Any) -> tuple[str, dict[str, Any]]:
         more = {variable: getattr(state, one) for variable, one in filled.items()}
         if history is not None:
-            more["history"] = list(getattr(state, history))
+            more["history"] = list(getattr(state, history) or ())
         return text_of(state), more
 
     def answered(state: Any, result: Any, more: Mapping[str, Any]) -> Changes | Goto:
         """What the answer changes: its field, and the conversation by the turns the persona added to it."""
         changes = Changes()
-        if history is not None and (new := more["history"][len(getattr(state, history)) :]):
-            changes.added[history] = new
+        if history is not None:
+            before = getattr(state, history)
+            new = _fitting(fields, history, more["history"][len(before or ()) :])
+            if history in fields.reducers or isinstance(before, list):
+                changes.added[history] = new
+            else:
+                changes.assigned[history] = [*(before or ()), *new]
         if (goto := getattr(result, "goto", None)) is not None:
-            return Goto(goto, {history: more["history"]} if history is not None else None)
+            if history is None or history in fields.reducers:
+                return Goto(goto, dict(changes.added))
+            return Goto(goto, {history: [*(before or ()), *new]})
         value = getattr(result, "value", result)
         if value is result and not isinstance(result, str):
             value = str(result)
@@ -88,6 +97,15 @@ def persona_node(
     routes = frozenset(getattr(runnable, "routes", ()))
     on_its_own = acall if arun is not None else None
     return Node(name, call, on_its_own, roams=bool(routes), hints=routes, reads=known, writes=written, shape="persona")
+
+
+def _fitting(fields: Fields, name: str, turns: list[Any]) -> list[Any]:
+    """Turns as the field holds them: messages, or dicts where it does not take messages."""
+    try:
+        fields.adapter(name).validate_python(turns)
+    except ValidationError:
+        return [turn.model_dump(exclude_defaults=True) if isinstance(turn, BaseModel) else turn for turn in turns]
+    return turns
 
 
 def _is_list(fields: Fields, name: str) -> bool:

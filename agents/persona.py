@@ -116,7 +116,6 @@ class Persona:
         self._constraint = constraint
         self._native: bool | None = None
         self._system: Message | None = None
-        self._lock = threading.Lock()
 
     def _check(self, constraint: Constraint | None, read_only: bool) -> None:
         if self._overflow not in past.OVERFLOWS:
@@ -208,7 +207,12 @@ class Persona:
 
     @classmethod
     def from_artifact(cls, path: str | Path, model: ChatModel | None = None, **context: Any) -> Self:
-        """A persona from a trained file or directory: prompt, constraint, parser, stops from its card. See `agents.artifact`."""
+        """A persona from a trained file or directory: prompt, constraint, parser, stops from its card. See `agents.artifact`.
+
+        `context` is what its task answers about, and settings of Persona. For sql: db="FILE.sqlite" (read-only), and table="NAME",
+        the one table or view that is meant; a model that learned questions about single tables (WikiSQL's) is asked in that form
+        and needs it where the file has several. Both may come with a question instead: persona(text, db=…, table=…).
+        """
         from agents.artifact import open_artifact
 
         return cls(**open_artifact(path, model, context))
@@ -265,6 +269,10 @@ class Persona:
         if constraint is not None and not calling.honours(self.model, constraint.kind):
             plain = calling.grammar((), (), schema if schema is not None and not self.specs and not self.routes else None)
             constraint = plain if plain is not None and calling.honours(self.model, plain.kind) else None
+        think = self._think is not None and constraint is not None and constraint.kind == "lark"
+        if self._think is not None and not think:
+            self.totals.count("think-dropped")
+            emit(Warned(f"{self.name}: {self.model.name} takes no grammar, so think={self._think} is left out"))
         turns = [*past.read(history, self.name), Message(role="user", content=text)]
         sampling = changes.get("sampling", self.sampling)
         turns, dropped = self._fitted(static, turns, native, sampling)
@@ -286,7 +294,7 @@ class Persona:
             adapters=self.adapters,
             output=self.output if not changes else None,
             schema=schema,
-            think=self._think is not None and constraint is not None and constraint.kind == "lark",
+            think=think,
             verify=self._constraint if not changes and hasattr(self.model, "constrains") else None,
             guards=self._guards if not changes else (),
             budget=self.budget,
@@ -351,6 +359,7 @@ class Persona:
             told = "\n".join(f"{turn.role}: {turn.content}" for turn in kept)
             try:
                 summarizer = Persona(self.name, self.model, past.SUMMARIZE, sampling=Sampling(max_tokens=128), budget=self.budget)
+                summarizer.totals = self.totals
                 return summarizer(told).text
             except PersonaError:
                 if len(kept) <= 1:

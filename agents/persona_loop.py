@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from agents import guards as guarding
 from agents.answer import NoAnswer, Reason, Result
 from agents.budget import Budget, Meter, Totals
-from agents.calling import Said, read, written
+from agents.calling import ANSWER_MARK, Said, read, written
 from agents.chat import Adapter, ChatModel, Message, ModelError, Reply, Request, Sampling, TokenLogprob, ToolCall, ToolSpec
 from agents.confidence import mean_probability
 from agents.constrain import Constraint, accepts
@@ -171,6 +171,9 @@ class PersonaRun:
         """What the reply says; None when the model has been asked to write it again."""
         plan = self.plan
         said = read(reply, self.names, think=plan.think, routes=bool(plan.routes))
+        if plan.think and reply.stop_reason == "stop" and ANSWER_MARK not in reply.text:
+            self.totals.count("think-dropped")
+            emit(Warned(f"{plan.name}: {plan.model.name} did not keep to the grammar: no thinking stands before its answer"))
         # A backend that masks tokens writes whole calls, and its plain text is meant as text; any other may have slipped.
         trusted = plan.constraint is not None and hasattr(plan.model, "engine")
         formal = said is not None and said.formal and (plan.constraint is not None or not plan.native or not said.calls)
@@ -246,6 +249,8 @@ class PersonaRun:
         plan = self.plan
         late = reply.stop_reason == "timeout" or (reply.stop_reason == "length" and self.meter.spent() is not None)
         text, output = said.text, None
+        if late and said.goto is None and not text.strip():
+            self._over_budget(self.meter.spent() or "its time", reply.text)
         if said.goto is None and (plan.output is not None or plan.decode is not None):
             try:
                 text, output = self._decoded(text, reply)

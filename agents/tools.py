@@ -127,9 +127,8 @@ class Tool:
         try:
             value = self._run(ready, loop)
             text = text_of(value)
-        except TimeoutError:
-            limit = f"took longer than {self.timeout_s:g} s and was given up" if self.timeout_s else "timed out"
-            said = f"{self.name} {limit}"
+        except _OverTime:
+            said = f"{self.name} took longer than {self.timeout_s:g} s and was given up"
             return ToolResult(said, False, ms=(time.perf_counter() - started) * 1e3)
         except ToolError as error:
             return ToolResult(str(error) or f"{self.name} failed", False, ms=(time.perf_counter() - started) * 1e3)
@@ -151,13 +150,11 @@ class Tool:
         if self.is_async:
             import asyncio
 
-            made: Coroutine[Any, Any, Any] = self.fn(**arguments)
-            timed = asyncio.wait_for(made, self.timeout_s)
-            if loop is not None and loop.is_running():
+            timed = _timed(self.fn(**arguments), self.timeout_s)
+            here = asyncio._get_running_loop()
+            if loop is not None and loop is not here and loop.is_running():
                 return asyncio.run_coroutine_threadsafe(_with(timed, contextvars.copy_context()), loop).result()
-            try:
-                asyncio.get_running_loop()
-            except RuntimeError:
+            if here is None:
                 return asyncio.run(timed)
             return _in_thread(lambda: asyncio.run(timed), None)
         if self.timeout_s is None:
@@ -344,6 +341,22 @@ def _documented(fn: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     return "\n".join(parts), told
 
 
+class _OverTime(Exception):
+    """A tool did not end within its own time limit; a TimeoutError is one that the tool raised."""
+
+
+async def _timed(made: Coroutine[Any, Any, Any], timeout_s: float | None) -> Any:
+    import asyncio
+
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            return await made
+    except TimeoutError:
+        if limit.expired():
+            raise _OverTime from None
+        raise
+
+
 async def _with(timed: Coroutine[Any, Any, Any], context: contextvars.Context) -> Any:
     import asyncio
 
@@ -351,7 +364,7 @@ async def _with(timed: Coroutine[Any, Any, Any], context: contextvars.Context) -
 
 
 def _in_thread(run: Callable[[], Any], timeout_s: float | None) -> Any:
-    """`run()` in a thread that keeps this context. Raises TimeoutError when it is not done in time."""
+    """`run()` in a thread that keeps this context. Raises _OverTime when it is not done in time."""
     context, done = contextvars.copy_context(), threading.Event()
     out: list[Any] = []
     failed: list[BaseException] = []
@@ -366,7 +379,7 @@ def _in_thread(run: Callable[[], Any], timeout_s: float | None) -> Any:
 
     threading.Thread(target=work, name="tool", daemon=True).start()
     if not done.wait(timeout_s):
-        raise TimeoutError
+        raise _OverTime
     if failed:
         raise failed[0]
     return out[0]

@@ -151,3 +151,11 @@ def test_bad_settings_are_one_sentence() -> None:
     risky = Persona("a", Scripted([]), tools=[tool(side_effects=True)(lookup.fn)])
     with pytest.raises(PersonaError, match="has side effects"):
         Cascade(risky, b, measure="agreement")
+
+
+def test_a_chain_goes_on_as_long_as_answers_are_unsure() -> None:
+    third = Scripted(["z"], name="third")
+    chain = Persona("a", Scripted([sure("x", 0.1)])) | Scripted([sure("y", 0.2)], name="second") | third
+    result, events = watched(lambda: chain("?"))
+    assert result.text == "z" and result.escalated == "unsure"
+    assert [(e.to, e.answer) for e in events if isinstance(e, Escalated)] == [("third", "y"), ("second", "x")]

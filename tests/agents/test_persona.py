@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from agents.answer import NoAnswer
 from agents.budget import Budget
@@ -17,12 +18,14 @@ from agents.chat import Message, ModelError, Reply, Request, Sampling, ToolCall,
 from agents.constrain import accepts, choice, json_schema, lark
 from agents.events import ModelCalled, Repaired, Token, ToolCalled, ToolReturned, Warned
 from agents.graph import AgentGraph
+from agents.models import open_model
 from agents.models.scripted import Scripted
 from agents.persona import Persona
 from agents.route import END
 from agents.tools import PersonaError, tool
 from tests.agents.shop_tools import Invoice, lookup
 from tests.agents.test_guards import watched
+from tests.openai_server import OpenAIServer
 
 CALL = '{"name":"lookup","arguments":{"order_id":17}}'
 
@@ -403,3 +406,84 @@ def test_threads_share_a_persona() -> None:
         thread.join()
     assert len(out) == 400 and all(out) and persona.totals.counts["calls"] == 400
     assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize("kind", [list[dict[str, Any]], list[Message], Annotated[list[Message], operator.add]])
+def test_a_conversation_is_written_back_in_the_form_of_its_field(kind: Any) -> None:
+    state = create_model("Chat", question=(str, "hi"), answer=(str | None, None), turns=(kind, []))
+    desk = Persona("desk", Scripted(["Hello.", "Again.", '{"goto":"fin"}']), routes=["fin"])
+    g = AgentGraph(state)
+    g.add(desk, reads="question", writes="answer", history="turns", start=True)
+    g.node(name="fin")(lambda s: None)
+    g.edge(desk, END)
+    g.edge("fin", END)
+    first = g.run(state()).state
+    second = g.run(first).state
+    third = g.run(second).state
+    assert [len(s.turns) for s in (first, second, third)] == [2, 4, 6]
+    said = [turn["content"] if isinstance(turn, dict) else turn.content for turn in second.turns]
+    assert said == ["hi", "Hello.", "hi", "Again."]
+
+
+def test_a_permission_holds_for_the_call_it_was_given_for() -> None:
+    paid: list[int] = []
+
+    @tool(needs_approval=True)
+    def pay(order_id: int) -> str:
+        """Pay an order."""
+        paid.append(order_id)
+        return "paid"
+
+    orders = iter([1, 2, 2])
+
+    def say(request: Any) -> Reply:
+        if request.messages[-1].role == "tool":
+            return Reply(text=request.messages[-1].content)
+        return Reply(calls=(ToolCall(id="1", name="pay", arguments={"order_id": next(orders)}),), stop_reason="tool_calls")
+
+    g = AgentGraph(Talk)
+    g.add(Persona("desk", Scripted([say], repeat=True), tools=[pay]), reads="question", writes="answer", start=True)
+    g.edge("desk", END)
+    asked = g.run(Talk(question="pay"), thread="t").interrupted
+    assert asked is not None and asked.value["arguments"] == {"order_id": 1}
+    again = g.resume("t", True).interrupted
+    assert again is not None and again.value["arguments"] == {"order_id": 2} and not paid
+    assert g.resume("t", True).state.answer == "paid" and paid == [2]
+
+
+def test_the_replay_of_a_run_that_waits_for_permission_waits_too() -> None:
+    @tool(needs_approval=True)
+    def pay(order_id: int) -> str:
+        """Pay an order."""
+        raise AssertionError("a replay calls nothing")
+
+    call = Reply(calls=(ToolCall(id="1", name="pay", arguments={"order_id": 1}),), stop_reason="tool_calls")
+    model = Scripted([call])
+    g = AgentGraph(Talk)
+    g.add(Persona("desk", model, tools=[pay]), reads="question", writes="answer", start=True)
+    g.edge("desk", END)
+    assert g.replay(g.run(Talk(question="pay")).trace).reason == "interrupted"
+    assert len(model.requests) == 1
+
+
+def test_thinking_that_a_server_drops_is_said() -> None:
+    refuses = Scripted(["4"])
+    refuses.constrains = frozenset()  # type: ignore[attr-defined]
+    ignores = Scripted(["4"])
+    for model, words in ((refuses, "takes no grammar, so think=8 is left out"), (ignores, "did not keep to the grammar")):
+        persona = Persona("desk", model, think=8)
+        result, events = watched(lambda: persona("2+2?"))  # noqa: B023
+        assert result.text == "4" and persona.totals.counts["think-dropped"] == 1
+        assert [words in event.text for event in events if isinstance(event, Warned)] == [True]
+
+
+def test_the_time_budget_bounds_a_call_over_http() -> None:
+    with OpenAIServer(latency_s=5.0) as server:
+        model = open_model(server.spec)
+        persona = Persona("desk", model, budget=Budget(ms=200))
+        began = time.perf_counter()
+        with pytest.raises(NoAnswer, match="used up its budget") as none:
+            persona("where is 17?")
+        assert time.perf_counter() - began < 2.0 and none.value.reason == "over-budget"
+        assert (persona | Scripted(["on its way"]))("where is 17?").escalated == "over-budget"
+        model.close()

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 
 from agents.chat import ToolSpec
-from agents.tools import PersonaError, Tool, ToolError, text_of, tool, tools_of
+from agents.tools import PersonaError, Tool, ToolError, ToolResult, text_of, tool, tools_of
 
 
 class Size(Enum):
@@ -210,3 +210,35 @@ def test_a_bad_tool_is_one_sentence(given: object, words: list[str]) -> None:
 def test_a_tool_stays_a_function() -> None:
     made = tool(order)
     assert made("lamp", count=3).startswith("3 x lamp")
+
+
+def test_a_time_out_of_the_tools_own_is_a_failure_with_its_traceback() -> None:
+    @tool(timeout_s=5)
+    def slow(x: int) -> str:
+        """Ask a database."""
+        raise TimeoutError("the database sleeps")
+
+    @tool(timeout_s=5)
+    async def aslow(x: int) -> str:
+        """Ask a database."""
+        raise TimeoutError("the database sleeps")
+
+    for one in (slow, aslow):
+        result = one.call({"x": 1})
+        assert not result.ok and "the database sleeps" in result.text and "TimeoutError" in (result.traceback or "")
+
+
+def test_an_async_tool_called_on_the_loop_it_is_given_does_not_wait_for_itself() -> None:
+    @tool
+    async def near(x: int) -> int:
+        """Add one."""
+        return x + 1
+
+    async def ask() -> ToolResult:
+        return near.call({"x": 1}, loop=asyncio.get_running_loop())
+
+    done: list[ToolResult] = []
+    worker = threading.Thread(target=lambda: done.append(asyncio.run(ask())), daemon=True)
+    worker.start()
+    worker.join(5)
+    assert [one.text for one in done] == ["2"]
