@@ -36,6 +36,8 @@ costs most of it, importance helps K and IQ types and hurts Q4_0."""
 
 PATIENCE = 2
 """Candidates in a row that lose too much before smaller ones are not tried."""
+FEW = 500
+"""Questions below which the interval of a loss is told with the choice when it ends beyond twice --max-drop."""
 ABOUT_AS_SMALL = 1.1
 """Files up to so many times the smallest one's bytes compete by speed."""
 
@@ -145,10 +147,22 @@ def pick(tried: Sequence[Made], max_drop: float) -> tuple[Made, str]:
             f"{picked.recipe.label} is the fastest ({picked.decode:.0f} tokens/s; {others}) of the {len(near)} smallest files "
             f"that lose no more than {max_drop:g} points ({small}{picked.bytes / 1e6:.2f} MB)"
         )
+    why += unsure(picked, max_drop)
     worse = [made for made in tried if not made.kept and made.bytes < picked.bytes]
     if worse:
         why += f"; smaller ones are worse ({', '.join(map(_shortly, worse))})"
     return picked, why
+
+
+def unsure(made: Made, max_drop: float) -> str:
+    """A clause about a loss that few questions leave open; empty where they are enough or the interval ends near `max_drop`."""
+    paired = made.report.paired if made.report is not None else None
+    if paired is None or paired.n >= FEW or paired.high <= 2 * max_drop:
+        return ""
+    return (
+        f"; only {paired.n} questions were asked, so that it may lose up to {paired.high:.2f} points (95 % interval): "
+        "ask more for a choice to rely on (a larger --limit or split)"
+    )
 
 
 def line(made: Made) -> str:
@@ -175,13 +189,16 @@ def row(made: Made) -> dict[str, Any]:
         "drop_interval": [paired.low, paired.high] if paired is not None else None,
         "decode_tokens_per_s": made.decode,
         "verdict": report.verdict if report is not None else "unchecked",
+        "sentence": report.sentence if report is not None else "",
     }
 
 
 def _shortly(made: Made) -> str:
-    """A rejected file in a few words."""
+    """A rejected file in a few words; one without a loss has its reason instead."""
     lost = _lost(made)
-    return f"{made.recipe.label} {lost:.2f}" if lost != float("inf") else f"{made.recipe.label} is rejected"
+    if lost != float("inf"):
+        return f"{made.recipe.label} {lost:.2f}"
+    return f"{made.recipe.label}: {made.report.sentence}" if made.report is not None else made.recipe.label
 
 
 def _lost(made: Made) -> float:

@@ -7,11 +7,9 @@ Does not: judge what was found.
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -22,12 +20,12 @@ from typing import IO, Any
 from pydantic import ValidationError
 
 from agents.card import CalibrationEntry, ScoreEntry
+from export.apart import command, environment
 from export.probe import PROGRESS, Found, Job
 from export.questions import Loaded
 from factory.events import EventLog
 from factory.predictions import Prediction, calibration, read_predictions
 
-ROOT = Path(__file__).resolve().parents[1]
 MEANING = {"SIGABRT": "aborted", "SIGSEGV": "crashed", "SIGBUS": "crashed", "SIGILL": "hit an instruction this processor lacks",
            "SIGKILL": "was killed, most likely for memory", "SIGFPE": "crashed"}  # fmt: skip
 
@@ -84,9 +82,9 @@ def run_probe(job: Job, patience_s: float, events: EventLog, stage: str) -> Outc
         directory = Path(name)
         job = job.model_copy(update={"predictions": directory / "predictions.jsonl"})
         (directory / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "export.probe", str(directory / "job.json"), str(directory / "found.json")]
+        started = command("export.probe", str(directory / "job.json"), str(directory / "found.json"))
         with (directory / "stderr").open("w+b") as said, events.stage(stage, unit="questions") as progress:
-            code, silent = _run(command, said, patience_s, progress)
+            code, silent = _run(started, said, patience_s, progress)
             said.seek(0)
             words = said.read()[-20_000:].decode("utf-8", "replace")
         try:
@@ -114,11 +112,10 @@ def missing_backend(spec: str, path: Path) -> str | None:
     return None
 
 
-def _run(command: list[str], said: IO[bytes], patience_s: float, progress: Any) -> tuple[int, bool]:
+def _run(started: list[str], said: IO[bytes], patience_s: float, progress: Any) -> tuple[int, bool]:
     """(exit status, whether it was ended for silence)."""
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL, text=True, errors="replace",
-                             env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    child = subprocess.Popen(started, stdout=subprocess.PIPE, stderr=said, stdin=subprocess.DEVNULL, text=True, errors="replace",
+                             env=environment())  # fmt: skip
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:

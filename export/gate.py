@@ -10,19 +10,18 @@ Does not: convert, rename or write the card into the file; a rejected file is th
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from agents.card import CalibrationEntry, Card, FileEntry, ScoreEntry, program
 from agents.chat import Adapter, ModelError
 from export.child import Outcome, missing_backend, run_probe
 from export.paired import Paired, compare_answers
-from export.parity import Parity, sliding_window
+from export.parity import Distance, Parity, sliding_window
 from export.probe import Job
 from export.questions import QuestionSettings, questions_of
 from export.reference import Measured, measured_source
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from export.source import Source
 
 Verdict = Literal["kept", "rejected", "unchecked"]
-REPORT_FILE = "export_report.json"
 FULL_PRECISION_KLD = 1e-3
 """Mean KLD above which a file with 16- or 32-bit weights computes something else than its source."""
 BROKEN_KLD = 0.5
@@ -78,6 +76,8 @@ class GateReport(BaseModel):
     differences: tuple[str, ...] = ()
     """the first of them, in words"""
     parity: Parity | None = None
+    bfloat16: Distance | None = None
+    """the source's own, with weights and sums in bfloat16, on the same texts"""
     score: ScoreEntry | None = None
     """of the file, None where nothing says what it should be scored on"""
     source_score: ScoreEntry | None = None
@@ -161,6 +161,7 @@ def gate(
         prompt_mismatches=found.prompt_mismatches,
         differences=tuple(found.examples),
         parity=found.parity,
+        bfloat16=_plain(ours.bfloat16),
         score=answers.entry(loaded),
         source_score=ours.answers.entry(loaded),
         paired=paired,
@@ -191,7 +192,12 @@ def judge(
         )
     if parity is None:
         return "rejected", f"its distributions were not compared: it ended while {found.step}"
-    distance = f"KLD {parity.kld:.2g} (at most {parity.max_kld:.2g}), top-1 {parity.top1:.1%} over {parity.tokens:,} tokens"
+    distance = (
+        f"KLD {parity.kld:.2g} ± {parity.kld_error:.1g} (at most {parity.max_kld:.2g}), top-1 {parity.top1:.1%} over "
+        f"{parity.tokens:,} tokens"
+    )
+    if ours.bfloat16 is not None:
+        distance += f" (the source in bfloat16: KLD {ours.bfloat16.kld:.2g} ± {ours.bfloat16.kld_error:.1g})"
     if parity.beyond_context:
         distance += f" ({parity.beyond_context:,} more lie beyond the file's context and were not compared)"
     past, inside = parity.past_window, parity.conversations
@@ -244,38 +250,8 @@ def card_for_file(card: Card, entry: FileEntry, report: GateReport | None) -> Ca
     )
 
 
-def save_report(directory: Path, report: GateReport) -> Path:
-    """Put a report into `directory`'s export_report.json, in place of an earlier one of the same file; returns its path.
-
-    What else the document holds stays.
-    """
-    target = directory / REPORT_FILE
-    reports = [kept for kept in read_reports(directory) if kept.file != report.file]
-    try:
-        earlier = json.loads(target.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        earlier = None
-    files = [kept.model_dump(mode="json") for kept in [*reports, report]]
-    document = {**(earlier if isinstance(earlier, dict) else {}), "version": program(), "files": files}
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(target)
-    return target
-
-
-def read_reports(directory: Path) -> list[GateReport]:
-    """The reports in a directory's export_report.json; those of another version of this program are left out."""
-    try:
-        entries = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    out = []
-    for entry in entries if isinstance(entries, list) else []:
-        try:
-            out.append(GateReport.model_validate_json(json.dumps(entry)))
-        except ValidationError:
-            continue
-    return out
+def _plain(parity: Parity | None) -> Distance | None:
+    return Distance(**parity.model_dump(include=set(Distance.model_fields))) if parity is not None else None
 
 
 def file_path(spec: str) -> Path:

@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class _Callable(ModuleType):
-    """Lets `export.gguf.export(CKPT, quant="Q8_0", …)` stand beside the command."""
+    """Lets `export.gguf(CKPT, quant="Q8_0", …)` stand beside the command."""
 
     def __call__(self, ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
         return export(ckpt, listener, **settings)

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
     from agents.models.hf import TransformersModel
 
-REFERENCE_VERSION = 1
-SHORT_TOKENS, LONG_TOKENS = 768, 512
-"""Least positions compared in conversations, and most in the long text (its last ones)."""
+REFERENCE_VERSION = 2
+LONG_TOKENS = 512
+"""Most positions compared in the long text (its last ones) beside conversations."""
 PAST_WINDOW, LONGEST = 256, 8192
 """Tokens the long text goes on after a sliding window, and its greatest length."""
-LOGITS_BYTES = 256 * 1024**2
-"""Room for the logits of a reference; with wide vocabularies fewer positions are compared, never fewer than LEAST."""
-LEAST = 576
+LOGITS_BYTES = 128 * 1024**2
+"""Room for the logits of a reference: a mean over few positions hangs on the worst of them, so as many are compared as fit."""
+LEAST, MOST = 576, 8192
+"""Positions compared whatever the room is, and at most."""
 PROMPTS = 24
 """Conversations whose prompt ids are compared."""
 ROWS = 64
@@ -126,6 +127,8 @@ class Distance(_Record):
     tokens: int
     kld: float
     """mean KL(source || file), nats per token"""
+    kld_error: float = 0.0
+    """standard error of that mean, positions taken as independent of each other"""
     max_kld: float
     top1: float
     """share of positions where both have the same most likely token"""
@@ -149,11 +152,11 @@ def long_length(window: int | None, context: int | None) -> int:
 
 
 def choose_texts(model: TransformersModel, conversations: Iterable[Conversation], window: int | None, width: int) -> list[Text]:
-    """Conversations with their end token until enough positions are in, then one long text made of PARAGRAPHS and what they say.
+    """Conversations with their end token while there is room, then one long text made of PARAGRAPHS and what they say.
 
     `width`: of a row of logits, which bounds how many positions fit. Conversations are cut to the context, and to the window.
     """
-    room = max(LEAST, LOGITS_BYTES // (4 * width))
+    room = min(MOST, max(LEAST, LOGITS_BYTES // (4 * width)))
     context = model.context
     texts: list[Text] = []
     words: list[str] = []
@@ -161,10 +164,10 @@ def choose_texts(model: TransformersModel, conversations: Iterable[Conversation]
     for messages, completion in conversations:
         ids = [*model.prompt_ids(messages), *text_ids(model, completion), model.eos_ids[0]]
         words.append("\n".join(message.content for message in messages) + completion)
-        ids = ids[: min(n for n in (len(ids), context, window) if n is not None)]
+        ids = ids[: min(n for n in (len(ids), context, window, room - 64 - count) if n is not None)]
         texts.append(Text(name=CONVERSATION, ids=tuple(ids), first=0))
         count += len(ids)
-        if count >= min(SHORT_TOKENS, max(LEAST - 64, room // 2)):
+        if count >= max(LEAST - 64, room - LONG_TOKENS):
             break
     wanted = long_length(window, context)
     source, ids = list(PARAGRAPHS), []
@@ -175,7 +178,7 @@ def choose_texts(model: TransformersModel, conversations: Iterable[Conversation]
             break
         ids += text_ids(model, paragraph + "\n\n")
     ids = ids[:wanted]
-    compared = min(len(ids), LONG_TOKENS if count else max(LONG_TOKENS, LEAST), max(64, room - count))
+    compared = min(len(ids), LONG_TOKENS if count >= LEAST else LONGEST, room - count)
     first = len(ids) - compared
     if window is not None and len(ids) > window:
         first = max(first, window)
@@ -295,7 +298,8 @@ def _distance(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Distance | None
     klds, same = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     # Two equal distributions may come out as -1e-17.
     mean, most = (max(float(value), 0.0) for value in (klds.mean(), klds.max()))
-    return Distance(tokens=len(klds), kld=mean, max_kld=most, top1=float(same.mean()))
+    error = float(klds.std(ddof=1) / len(klds) ** 0.5) if len(klds) > 1 else 0.0
+    return Distance(tokens=len(klds), kld=mean, kld_error=error, max_kld=most, top1=float(same.mean()))
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

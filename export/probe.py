@@ -73,6 +73,7 @@ class Found(BaseModel):
     examples: list[str] = []
     """sentences about the first differences"""
     parity: Parity | None = None
+    """the distance to the reference; of the source itself, that of its weights and sums in bfloat16"""
     evaluation: dict[str, Any] | None = None
     """`Evaluation.summary()`"""
     left_out: int = 0
@@ -127,8 +128,26 @@ def _work(job: Job, found: Found, write: Callable[[str], None]) -> None:
             found.evaluation = _score(job, model, loaded)
     finally:
         model.close()
+    if job.source:
+        write("reading its distributions in bfloat16")
+        found.parity = _in_bfloat16(job)
     found.finished = True
     write("done")
+
+
+def _in_bfloat16(job: Job) -> Parity | None:
+    """How far the source in half its bits is from itself; None where it cannot say (numbers overflow)."""
+    from agents.models import open_model
+    from export.errors import ExportError
+    from export.parity import Reference, measure, torch_logits
+
+    model: Any = open_model(job.model, **{**job.options, "dtype": "bfloat16"})
+    try:
+        return measure(Reference.read(job.reference), job.reference, lambda ids: torch_logits(model, ids), model.context)
+    except ExportError:
+        return None
+    finally:
+        model.close()
 
 
 def _conversations(job: Job) -> Iterator[tuple[tuple[Any, ...], str]]:
@@ -146,7 +165,7 @@ def _conversations(job: Job) -> Iterator[tuple[tuple[Any, ...], str]]:
         yield loaded.task.messages(example, job.questions.dialect), completion
 
 
-PROMPTS_READ = 64
+PROMPTS_READ = 256
 """Questions that texts are taken from."""
 
 

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from export.apart import run
 from export.battery import battery
 from export.errors import ExportError
 
@@ -91,10 +92,8 @@ def tokenize_apart(file: Path, texts: Sequence[str], where: str) -> list[list[in
 
     Raises ExportError when that process fails.
     """
-    root = str(Path(__file__).resolve().parents[1])
-    command = [sys.executable, "-m", "export.prove", str(file.resolve())]
     try:
-        child = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, cwd=root, timeout=TIMEOUT_S)
+        child = run("export.prove", str(file.resolve()), input=json.dumps(texts), timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise ExportError(f"{where}: llama.cpp did not tokenize {len(texts)} texts within {TIMEOUT_S} s") from None
     if child.returncode != 0:

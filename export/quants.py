@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.models.llama_library import INSTALL
+from export.apart import run
 from export.errors import ExportError
 from export.quant_types import BLOCKS, QUANT_TYPES, Prediction, Recipe
 
@@ -83,16 +82,7 @@ def quantize(
             arrays: dict[str, Any] = {f"a{i}": np.ascontiguousarray(importance[n], np.float32) for i, n in enumerate(names)}
             np.savez(job["importance"], **arrays)
             job["names"] = names
-        place = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join(part for part in (place, os.environ.get("PYTHONPATH")) if part)
-        done = subprocess.run(
-            [sys.executable, "-m", "export.quantize_child"],
-            input=json.dumps(job),
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-            check=False,
-        )
+        done = run("export.quantize_child", input=json.dumps(job))
     if done.returncode != 0:
         raise ExportError(_failure(done, out, recipe))
     said = json.loads(done.stdout.splitlines()[-1])

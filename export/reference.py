@@ -1,7 +1,7 @@
 """What a source itself says and scores, measured once and kept for every file that is compared with it.
 
 Does: have the source write its reference and answer the questions in a process of its own (float32, on the CPU), keep both in the
-run around it, find them again when source, questions and program are the same.
+run around it, with its own distance in bfloat16, find them again when source, questions and program are the same.
 Does not: compare anything.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from agents.card import program
 from export.child import Answers, run_probe
 from export.errors import ExportError
-from export.parity import REFERENCE_VERSION, Reference
+from export.parity import REFERENCE_VERSION, Parity, Reference
 from export.probe import Job
 from factory.predictions import read_predictions, write_predictions
 
@@ -39,6 +39,8 @@ class Measured:
     directory: Path
     reference: Reference
     answers: Answers
+    bfloat16: Parity | None = None
+    """the source's own distance when weights and sums are bfloat16: what half the bits cost without any export"""
 
 
 def measured_source(
@@ -78,6 +80,8 @@ def measured_source(
             raise ExportError(f"{source.path}: the source itself failed on {outcome.answers.failed} questions; check the model")
         write_predictions(staged / "predictions.jsonl", outcome.answers.predictions)
         (staged / "evaluation.json").write_text(json.dumps(outcome.answers.summary), encoding="utf-8")
+        half = outcome.found.parity
+        (staged / "bfloat16.json").write_text(half.model_dump_json() if half is not None else "null", encoding="utf-8")
         (staged / "of.json").write_text(json.dumps(identity, indent=1), encoding="utf-8")
         if directory.exists():
             shutil.rmtree(directory)
@@ -91,9 +95,11 @@ def _read(directory: Path) -> Measured:
     try:
         summary: dict[str, Any] | None = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
         answers = Answers(tuple(read_predictions(directory / "predictions.jsonl")), summary)
+        half = json.loads((directory / "bfloat16.json").read_text(encoding="utf-8"))
+        bfloat16 = Parity.model_validate(half) if half is not None else None
     except (OSError, ValueError):
         raise ExportError(f"{directory}: is no whole reference of a source; delete it and give the same command again") from None
-    return Measured(directory, Reference.read(directory), answers)
+    return Measured(directory, Reference.read(directory), answers, bfloat16)
 
 
 def _root(source: Source) -> Path:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agents.card import program
-from export.gate import REPORT_FILE, GateReport, save_report
+from pydantic import ValidationError
 
-MADE = "made"
-"""Key of export_report.json under which each file's own document is, by file name."""
+from agents.card import program
+from export.gate import GateReport
+
+REPORT_FILE = "export_report.json"
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,36 @@ class ExportResult:
 
 
 def record(result: ExportResult, json_file: Path | None) -> ExportResult:
-    """Write export_report.json beside the file, and the whole document to `json_file`."""
-    directory = result.path.parent
-    target = directory / REPORT_FILE
-    earlier = _read(target).get(MADE)
-    if result.gate is not None:
-        save_report(directory, result.gate)
-    made = {**(earlier if isinstance(earlier, dict) else {}), result.path.name.removesuffix(".rejected"): result.document}
-    _write(target, {"version": program(), "files": [], **_read(target), MADE: made})
+    """Write export_report.json beside the file, and the whole document to `json_file`.
+
+    export_report.json is {"version": …, "files": {file name: what its export found, "gate" being the `GateReport`}}; what earlier
+    exports wrote of other files stays. A rejected file has the entry of the name it would have had.
+    """
+    gate = result.gate.model_dump(mode="json") if result.gate is not None else None
+    document = {**result.document, "gate": gate}
+    target = result.path.parent / REPORT_FILE
+    name = result.path.name.removesuffix(".rejected")
+    _write(target, {"version": program(), "files": {**read_entries(result.path.parent), name: document}})
     if json_file is not None:
-        gate = result.gate.model_dump(mode="json") if result.gate is not None else None
-        _write(json_file, {**result.document, "gate": gate})
+        _write(json_file, document)
     return replace(result, report=target)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_entries(directory: Path) -> dict[str, dict[str, Any]]:
+    """File name -> what its export recorded in `directory`; empty where none did."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((directory / REPORT_FILE).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict)} if isinstance(found, dict) else {}
+
+
+def read_report(directory: Path, name: str) -> GateReport | None:
+    """The gate's report on the file `name`; None where it was not gated, or by another version of this program."""
+    try:
+        return GateReport.model_validate_json(json.dumps(read_entries(directory).get(name, {}).get("gate")))
+    except ValidationError:
+        return None
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

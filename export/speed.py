@@ -10,7 +10,6 @@ Rates are tokens per second of processor time, so that other programs on the mac
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -20,12 +19,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from export.apart import run
 from export.errors import ExportError
 from factory.settings import parse
 
 ANSWER = "speed: "
 """Begins the line on stdout that holds the measurement."""
-ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 1800.0
 
 
@@ -86,12 +85,10 @@ def measure_speed(model: str, **settings: Any) -> Speed:
     """
     given = SpeedSettings(model=model, **settings)
     options = [f"--{name}={value}" for name, value in given.model_dump().items() if name != "model"]
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
     threads = str(given.threads)
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
+    env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
     try:
-        done = subprocess.run([sys.executable, "-m", "export.speed", model, *options], capture_output=True, text=True,
-                              errors="replace", env=env, timeout=TIMEOUT_S)  # fmt: skip
+        done = run("export.speed", model, *options, env=env, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise ExportError(f"{model}: its speed was not measured within {TIMEOUT_S:g} s; lower --decode or --rounds") from None
     answers = [line.removeprefix(ANSWER) for line in done.stdout.splitlines() if line.startswith(ANSWER)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ def made(source: Source, recipe: Recipe, size: int, drop: float | None, decode: 
     """A file that was measured: `drop` None is one its engine could not use."""
     paired = None if drop is None else Paired(n=1000, only_source=1, only_file=1, drop=drop, low=drop - 1, high=drop + 1, p=1.0)
     bad = drop is None or drop > 0.5
-    report = GateReport(file="f", verdict="rejected" if bad else "kept", sentence=f"loses {drop}", source="s", source_sha256="0",
-                        paired=paired)  # fmt: skip
+    report = GateReport(file="f", verdict="rejected" if bad else "kept", source="s", source_sha256="0", paired=paired,
+                        sentence=f"loses {drop}" if drop is not None else "its engine died")  # fmt: skip
     return Made(Path("f"), recipe, predict(source.plan, recipe), size, 4.5, (), report, decode)
 
 
@@ -78,8 +79,17 @@ def test_the_smallest_good_file_is_taken_and_the_fastest_of_about_its_size(even)
     picked, why = pick(tried, 0.5)
     assert picked.recipe == near
     assert "fastest (130 tokens/s; IQ4_XS 100)" in why
-    assert "smaller ones are worse (Q3_K_M 0.90, IQ3_XXS is rejected)" in why
+    assert "smaller ones are worse (Q3_K_M 0.90, IQ3_XXS: its engine died)" in why and "questions" not in why
     assert pick([tried[0], tried[2], tried[3]], 0.5)[0].recipe == small
+
+
+@pytest.mark.parametrize(("n", "high", "said"), [(100, 3.7, True), (100, 0.9, False), (499, 1.01, True), (500, 3.7, False)])
+def test_few_questions_are_said_with_the_choice(even, n, high, said):
+    file = made(even, Recipe("Q8_0"), 400, 0.0)
+    paired = file.report.paired.model_copy(update={"n": n, "high": high})
+    picked, why = pick([replace(file, report=file.report.model_copy(update={"paired": paired}))], 0.5)
+    assert picked.recipe == file.recipe
+    assert (f"only {n} questions were asked, so that it may lose up to {high:.2f} points" in why) is said
 
 
 def test_when_none_is_good_enough_the_best_is_named(even):

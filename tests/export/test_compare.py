@@ -46,17 +46,27 @@ def test_files_may_stand_anywhere_on_the_command_line() -> None:
 
 def test_a_file_beside_its_source(exported: Path, tmp_path: Path) -> None:
     assert exported_files(exported) == [exported / "model-Q8_0.gguf"]
-    settings = CompareSettings(model=exported, threads=1, rounds=1, decode=8, prefill=16)
-    rows, about = compare(settings)
+    rows, about = compare(CompareSettings(model=exported, threads=1, speed=False))
     assert [r.name for r in rows] == ["source, float32", "source, bfloat16", "model-Q8_0.gguf"] and "no card" in about
     source, half, file = rows
     assert source.kld == 0 and half.kld is not None and file.kld is not None and 0 < half.kld < 0.05 and 0 < file.kld < 0.05
     assert file.verdict == "kept" and file.bits_per_weight == pytest.approx(8.5, abs=0.2)
     assert file.bytes == (exported / "model-Q8_0.gguf").stat().st_size
+    assert table(rows, about).row_count == 3
+
+
+@pytest.mark.slow
+def test_the_speed_of_a_file_beside_its_source(exported: Path) -> None:
+    rows, _ = compare(CompareSettings(model=exported, threads=1, rounds=1, decode=8, prefill=16))
+    source, _, file = rows
     for one in rows:
         assert one.speed is not None and one.speed.decode_tokens_per_s > 0 and one.speed.rss_bytes > 0
     assert file.speed is not None and source.speed is not None and file.speed.rss_bytes < source.speed.rss_bytes
-    assert table(rows, about).row_count == 3
+
+
+def test_one_model_is_timed_in_a_process_of_its_own(exported: Path) -> None:
+    found = measure_speed(f"gguf:{exported / 'model-Q8_0.gguf'}", prefill=16, decode=8, rounds=1)
+    assert found.decode_tokens_per_s > 0 and found.prefill_tokens_per_s > 0 and found.rss_bytes > 0 and found.threads == 1
 
 
 def test_no_file_and_an_absent_one(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

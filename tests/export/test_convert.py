@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,7 +61,12 @@ def engine() -> None:
     pytest.importorskip("llama_cpp", reason="needs llama.cpp: pip install 'penknife[gguf]' (compiles for minutes)")
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+def some(names: Iterable[str], *kept: str) -> list[Any]:
+    """`names` as parameters, of which those not `kept` are slow."""
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("kind", some(FAMILIES, "llama", "gemma2", "phi3"))
 def test_f16_computes_what_the_model_computes(kind: str, tmp_path: Path) -> None:
     engine()
     source, made = make(tmp_path, kind)
@@ -73,7 +79,7 @@ def test_f16_computes_what_the_model_computes(kind: str, tmp_path: Path) -> None
     assert not made.fallbacks and made.padded == 0
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", some(SHAPES, "llama yarn", "phi3 longrope, part of a head", "padded vocabulary"))
 def test_variants_compute_what_the_model_computes(name: str, tmp_path: Path) -> None:
     engine()
     kind, shape = SHAPES[name]
@@ -93,9 +99,7 @@ def test_a_window_llama_cpp_ignores_becomes_the_context(tmp_path: Path) -> None:
     assert difference[:64].max() < 1e-6 < 1e-3 < difference[64:].mean()  # why it must
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind in ("smollm2", "gemma2") else pytest.param(kind, marks=pytest.mark.slow) for kind in FAMILIES]
-)
+@pytest.mark.parametrize("kind", some(FAMILIES, "smollm2", "gemma2"))
 def test_q8_0_is_close_on_a_model_that_learnt_something(kind: str, tmp_path: Path) -> None:
     engine()
     source, made = make(tmp_path, kind, "Q8_0", steps=30, initializer_range=0.05)
@@ -162,7 +166,7 @@ READ_BACK: dict[str, dict[str, Any]] = {
 """With the head_dim of every Qwen3 and the query scale of small Gemma 2 models, which transformers does not read from a file."""
 
 
-@pytest.mark.parametrize("kind", READ_BACK)
+@pytest.mark.parametrize("kind", some(READ_BACK, "llama", "qwen3"))
 def test_transformers_reads_the_file_back_to_the_same_logits(kind: str, tmp_path: Path) -> None:
     source, made = make(tmp_path, kind, "F32", **READ_BACK[kind])
     ids = random_ids(source, 64, 2)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+import export
 from agents.card import BaseEntry, Card, sha256_of_weights
 from agents.models.gguf_file import card_of, verify
 from export import gguf as command
 from export.gate import GateReport
 from export.gguf import main
+from export.result import read_entries, read_report
 from factory.cli import run_cli
 from tests.export.tiny_families import TEXTS, make_family
 
@@ -75,12 +77,16 @@ def test_a_checked_file_with_the_card_inside(run, capsys):
     assert document["recipe"]["predicted_bits_per_weight"] == pytest.approx(found.bits_per_weight, abs=1e-3)
     assert document["importance"]["rows"] == len(TEXTS)
     report = json.loads((run / "model" / "export_report.json").read_text())
-    assert report["files"][0]["verdict"] == "kept"
-    assert set(report["made"]) == {file.name}
+    assert set(report["files"]) == {file.name}
+    assert report["files"][file.name] == document and document["gate"]["verdict"] == "kept"
+    half = document["gate"]["bfloat16"]
+    assert half["tokens"] == document["gate"]["parity"]["tokens"] and half["kld"] > 0
+    assert f"the source in bfloat16: KLD {half['kld']:.2g}" in printed
     assert left_behind(run) == [file.name]
     Card.load(run / "model")  # the source's own card still holds beside the file
 
 
+@pytest.mark.slow
 def test_an_adapter_file_is_checked_on_its_base(run, capsys):
     pytest.importorskip("llama_cpp", reason=NEEDS_LLAMA)
     from peft import LoraConfig, get_peft_model
@@ -116,12 +122,41 @@ def test_a_file_that_loses_too_much_is_named_rejected(run, capsys, monkeypatch):
     assert left_behind(run) == ["shop-q8_0.gguf"]
 
 
+def test_a_report_keeps_what_other_exports_recorded(run, tmp_path):
+    """Two GGUF files and an entry of another command in one directory, each with all its export found."""
+    place = run / "model"
+    (place / "export_report.json").write_text(json.dumps({"files": {"onnx-int8": {"precision": "int8", "new key": [1]}}}))
+    first = export.gguf(run, gate=False)
+    second = export.gguf(run, quant="F16", gate=False)
+    again = export.gguf(run, gate=False)
+    entries = read_entries(place)
+    assert entries["onnx-int8"] == {"precision": "int8", "new key": [1]}
+    assert entries[second.path.name] == {**second.document, "gate": None}
+    assert entries[first.path.name] == {**again.document, "gate": None}
+    assert len(entries) == 3 and read_report(place, first.path.name) is None
+    for torn in ("{", "[]", '{"files": [{"file": 3}]}', '{"files": {"a": 3}}'):
+        (place / "export_report.json").write_text(torn)
+        assert read_entries(place) == {}
+
+
+def test_calls_before_and_after_the_modules_are_imported_and_nothing_heavy_loads():
+    program = (
+        "import sys, export\n"
+        "assert callable(export.gguf) and callable(export.onnx)\n"
+        "import export.gguf as module\n"
+        "assert module is export.gguf and module.run and module.export\n"
+        "print({'torch', 'transformers', 'llama_cpp', 'onnxruntime', 'numpy'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
 def test_without_llama_cpp_our_types_are_written_and_said_to_be_unchecked(run, capsys, monkeypatch):
     monkeypatch.setattr("export.quants.find_spec", lambda name: None)
     monkeypatch.setattr("export.child.find_spec", lambda name: None)
     assert run_cli(main, [str(run), "--quant", "Q4_0"]) == 0
     assert "not checked: GGUF files need llama-cpp-python: pip install" in " ".join(capsys.readouterr().out.split())
-    assert json.loads((run / "model" / "export_report.json").read_text())["files"][0]["verdict"] == "unchecked"
+    assert read_entries(run / "model")["shop-q4_0.gguf"]["gate"]["verdict"] == "unchecked"
     for quant in ("IQ4_NL", "auto"):
         assert run_cli(main, [str(run), "--quant", quant]) == 2
         said = line_of(capsys)

@@ -61,7 +61,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+DEFAULT = ("plain", "rank-stabilized-ranks", "fused")
+
+
+@pytest.mark.parametrize("kind", [k if k in DEFAULT else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_base_and_adapter_say_what_peft_says(bases, tmp_path, kind):
     pytest.importorskip("llama_cpp", reason=NEEDS_LLAMA)
     from agents.models import open_model

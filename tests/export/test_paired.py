@@ -18,7 +18,9 @@ from export.paired import compare_answers, mcnemar, paired_interval
         ((0, 54, 0, 0), 0.9061, 1.0),
     ],
 )
-def test_a_published_interval_and_those_where_all_agree_or_differ(table: tuple[int, int, int, int], low: float, high: float) -> None:
+def test_a_published_interval_and_those_where_all_agree_or_differ(
+    table: tuple[int, int, int, int], low: float, high: float
+) -> None:
     found = paired_interval(*table)
     assert found == pytest.approx((low, high), abs=6e-4)
 
