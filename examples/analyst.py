@@ -4,7 +4,7 @@ Run: `python examples/analyst.py` (offline, scripted), `python examples/analyst.
 model trained for it: `--artifact sql-q8_0.gguf --db FILE [--table NAME]`. `--db FILE` asks about a database of your own; default:
 a shop made here.
 
---model needs a model that follows instructions (from about 0.5 billion parameters): it puts the rows into a sentence, and without
+--model needs a model that follows instructions: it puts the rows into a sentence, and without
 --artifact it writes the SQL too. With --artifact alone the rows are the answer: a model trained for SQL cannot speak.
 
 Shows: several personas on one model, a tool that cannot write, a cycle with a limit, an answer checked by code.

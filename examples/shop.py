@@ -4,8 +4,8 @@ Run: `python examples/shop.py` (offline, scripted models), `python examples/shop
 [--artifact sql-q8_0.gguf --db shop.db [--table orders]] [--question "where is 17?"] [--yes]`. Serve it:
 `python -m agents.serve examples.shop:graph --store runs.db`.
 
---model needs a model that follows instructions (from about 0.5 billion parameters): it chooses who answers, calls tools and
-speaks. One trained for SQL alone, like the quickstart's, fits --artifact; given as --model it chooses badly and cannot speak.
+--model needs a model that follows instructions: it chooses who answers, calls tools and speaks. One trained for SQL alone, like
+the quickstart's, fits --artifact; given as --model it chooses badly and cannot speak.
 
 Shows: personas on one loaded model, a constrained choice between them, a tool, a cascade, an interrupt that survives a restart.
 """
@@ -180,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> str:
             raise
         finally:
             g.close()
-        sys.stdout.write(f"{run.state.answer}\n\n{g.mermaid()}\n")
+        said = [] if run.state.answer is None else [run.state.answer, ""]
+        sys.stdout.write("\n".join([*said, g.mermaid()]) + "\n")
     return str(run.state.answer)
 
 

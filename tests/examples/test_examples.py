@@ -6,12 +6,16 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agents import Scripted
+from agents.card import BaseEntry, Card, DataEntry
+from agents.chat import Request
 from examples import analyst, debate, shop
+from factory.cli import run_cli
 from tests.agents.conftest import make_model, make_tokenizer
 from tests.agents.gguf_models import NEEDS_LLAMA, to_gguf
 
@@ -68,6 +72,69 @@ def test_as_a_command(name: str) -> None:
     command = [sys.executable, f"examples/{name}.py", *more]
     out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert out.returncode == 0 and out.stderr == "" and out.stdout
+
+
+def test_nobody_there_to_ask_is_a_no() -> None:
+    command = [sys.executable, "examples/shop.py"]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, stdin=subprocess.DEVNULL)
+    assert out.returncode == 0 and out.stderr == "" and "it was not sent" in out.stdout
+
+
+@pytest.fixture
+def orders(tmp_path: Path) -> Path:
+    with sqlite3.connect(tmp_path / "orders.db") as made:
+        made.execute('CREATE TABLE orders ("Order" INTEGER, City TEXT)')
+        made.executemany("INSERT INTO orders VALUES (?, ?)", [(17, "Ulm"), (18, "Graz"), (19, "Ulm")])
+    made.close()
+    return tmp_path / "orders.db"
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A student of single tables, its model scripted; asked anything else it chooses "sql"."""
+    data = (DataEntry(name="wikisql", split="train", license="BSD-3-Clause", sha256="0" * 64, n=1),)
+    card = Card(task="sql", task_version=1, dialect="compact", prompt_template="sql/compact/1", constraint="lark",
+                parser="sql/compact", base=BaseEntry(id="scratch:tiny"), data=data, created_by="test")  # fmt: skip
+
+    def small(request: Request) -> str:
+        asked = request.messages[-1].content
+        if asked == " order<num><c0> city<v0><c1><q> how many orders are from<v0> ulm ?":
+            return "<count><c0><and><eq><v0><c1>"
+        return "<limit> 219" if "<q>" in asked else "sql"
+
+    (tmp_path / "student").mkdir()
+    card.save(tmp_path / "student")
+    for name in ("examples.shop.open_model", "agents.models.open_model"):
+        monkeypatch.setattr(name, lambda spec, **options: Scripted([small], name=str(spec), repeat=True))
+    return tmp_path / "student"
+
+
+def test_shop_and_analyst_answer_from_a_table(orders: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    question = "How many orders are from ulm?"
+    where = ["--artifact", str(artifact), "--db", str(orders), "--question", question]
+    sent = shop.main(["--model", str(artifact), *where, "--yes"])
+    query, rows = sent.splitlines()
+    with sqlite3.connect(orders) as direct:
+        assert direct.execute(query).fetchall() == [(2,)] and json.loads(rows)["rows"] == [[2]]
+        state = analyst.main(where)
+        assert direct.execute(state.sql).fetchall() == [(2,)] and json.loads(str(state.answer))["rows"] == [[2]]
+    direct.close()
+
+
+@pytest.mark.parametrize("main", [shop.main, analyst.main])
+def test_no_answer_is_one_sentence(
+    main: Callable[..., object], orders: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--model", str(artifact), "--yes"] if main is shop.main else []
+    assert run_cli(main, [*more, "--artifact", str(artifact), "--db", str(orders), "--question", "Who are you?"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "answered what its task cannot read" in said[0]
+
+
+def test_an_artifact_without_a_database_is_refused(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        shop.main(["--model", str(artifact), "--artifact", str(artifact)])
+    assert "--artifact needs --db" in capsys.readouterr().err
 
 
 def test_debate_on_a_gguf_file(tmp_path: Path) -> None:
