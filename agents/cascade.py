@@ -155,8 +155,12 @@ class Cascade:
             if confidence is None or confidence >= self.threshold:
                 return choice
         self.totals.count("escalated")
-        better = self.second.choose(text, given, history=history, **variables)
         question = (Message(role="user", content=text),)
+        try:
+            better = self.second.choose(text, given, history=history, **variables)
+        except NoAnswer:
+            emit(Escalated(self.name, self.second_name, reason, confidence, question, said, None, None))
+            raise
         emit(Escalated(self.name, self.second_name, reason, confidence, question, said, better.target, None))
         return better
 

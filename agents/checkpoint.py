@@ -43,9 +43,14 @@ class StoreError(GraphError):
     """A store cannot be opened or used as wanted: one sentence."""
 
 
+class BusyError(StoreError):
+    """Somebody else is running the thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a thread. `kind`: "start" (data: the whole state), "node" (changes, routes), "interrupt", "answer".
+    """One line of a thread. `kind`: "start" (data: the whole state), "node" (changes, routes), "interrupt", "answer",
+    "error" (a step that failed for good, for its events: the thread stands before it).
 
     `at_ms` is Unix time in milliseconds; `data` is JSON; `events` are JSON lines or None.
     """
@@ -227,13 +232,11 @@ class Store:
             self._db.execute(update, (result, number, step, key))
 
     def claim_thread(self, thread: str, graph: str) -> int:
-        """The thread's number, now ours alone to write. Raises StoreError when somebody else has it."""
+        """The thread's number, now ours alone to write. Raises BusyError when somebody else has it."""
         number = self.number(thread, graph)
         assert number is not None
         if not lease.take(self._lease_path, number, f"memory-{id(self)}"):
-            raise StoreError(
-                f"thread {thread!r} in {self._shown} is being run elsewhere: wait for it, or use another thread name"
-            )
+            raise BusyError(f"thread {thread!r} in {self._shown} is being run elsewhere: wait for it, or use another thread name")
         return number
 
     def release_thread(self, number: int) -> None:

@@ -10,6 +10,7 @@ same before and after a kill. Nodes of one round see the state as it was before 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -129,6 +130,8 @@ class Loop:
                 break
             used += 1
             self.seq = row.seq + 1
+            if row.kind == "error":
+                continue
             body = json.loads(row.data)
             if row.kind == "start":
                 values = {name: self.fields.loaded(name, value) for name, value in body["state"].items()}
@@ -386,4 +389,7 @@ class Loop:
                 tries = f" after {attempt} attempts" if attempt > 1 else ""
                 task.error = NodeError(f"node {task.node.name!r} failed at step {task.step}{tries}: {text}")
                 task.error.__cause__ = error
+            if task.step in self.kept:
+                with contextlib.suppress(GraphError):  # the node's own error is what counts
+                    self.write("error", task.node.name, b"{}", task.step)
         return again

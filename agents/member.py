@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from agents import events as ev
 from agents.chat import Reply, ToolCall
-from agents.checkpoint import Store
+from agents.checkpoint import BusyError, Store
 from agents.drive import afinish, finish
 from agents.interrupts import interrupt
 from agents.loop import Loop
@@ -25,6 +25,8 @@ from agents.topology import Node
 
 if TYPE_CHECKING:
     from agents.graph import AgentGraph
+
+_PATIENCE_S = 0.01
 
 
 def persona_node(
@@ -187,6 +189,18 @@ class Visit:
             raise GraphError(f"graph {self.inner.name!r} within another stopped with {run.reason}: {run.detail}")
         return None
 
+    def _entered(self, outer: ev.Scope, values: Any, thread: str, store: Store | None, answer: tuple[Any] | None) -> Loop:
+        """The inner loop. An earlier attempt of this step that was given up may still be in a node: it stops after it."""
+        while True:
+            try:
+                return self.inner.enter(values, thread, store, answer)
+            except BusyError:
+                if outer.attempt == 1:
+                    raise
+                if outer.wanted_no_more():
+                    raise TimeoutError(f"the earlier attempt of graph {self.inner.name!r} is still running") from None
+                time.sleep(_PATIENCE_S)
+
     def _loop(self, values: dict[str, Any] | None, answer: tuple[Any] | None) -> Loop:
         outer = ev.current.get()
         assert outer is not None
@@ -194,7 +208,7 @@ class Visit:
         store = outer.memos if isinstance(outer.memos, Store) else None
         if store is not None and answer is None:
             outer.asked = sum(row.kind == "answer" for row in store.rows(thread))
-        loop = self.inner.enter(values, thread, store, answer)
+        loop = self._entered(outer, values, thread, store, answer)
         loop.thread, loop.memos, loop.keep = thread, outer.memos, False
         loop.cancelled = outer.wanted_no_more
         loop.tape = None if outer.tape is None else InnerTape(outer, outer.tape)

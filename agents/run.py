@@ -36,7 +36,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A thread after one of its rows. `kind` is "start", "node", "interrupt" or "answer"; step 0 is before the first node.
+    """A thread after one of its rows. `kind`: "start", "node", "interrupt", "answer", "error". Step 0 is before the first node.
 
     Steps that ran in parallel show the state from before their round until the last of them is done.
     """

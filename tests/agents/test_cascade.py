@@ -159,3 +159,15 @@ def test_a_chain_goes_on_as_long_as_answers_are_unsure() -> None:
     result, events = watched(lambda: chain("?"))
     assert result.text == "z" and result.escalated == "unsure"
     assert [(e.to, e.answer) for e in events if isinstance(e, Escalated)] == [("third", "y"), ("second", "x")]
+
+
+def test_a_choice_that_nobody_makes_is_still_an_escalation() -> None:
+    vague = Scripted(["hm"], repeat=True)
+    vague.constrains = frozenset()  # type: ignore[attr-defined]
+
+    def choose() -> None:
+        with pytest.raises(NoAnswer):
+            (Persona("t", vague) | vague).choose("?", ["desk", "sql"])
+
+    _, events = watched(choose)
+    assert [(e.reason, e.better) for e in events if isinstance(e, Escalated)] == [("invalid", None)]

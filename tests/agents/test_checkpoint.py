@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel
 
-from agents import END, AgentGraph, GraphError, Store, interrupt
+from agents import END, AgentGraph, GraphError, Persona, Scripted, Store, interrupt
 from agents import events as ev
 from agents.checkpoint import SCHEMA, StoreError
 from tests.agents.test_graph import State, chain
@@ -422,3 +422,23 @@ def test_a_side_effect_that_asks_a_person_first_runs_when_there_is_an_answer(pat
     g = chain(send)
     assert g.run(State()).reason == "interrupted"
     assert sent == ["mail", "mail"]
+
+
+def test_a_failed_step_keeps_its_events_and_the_thread_stands_before_it(path: Path) -> None:
+    persona = Persona("p", Scripted(["a", "b"]))
+    failed: list[int] = []
+
+    def ask(s: State) -> dict[str, Any]:
+        said = persona("?").text
+        if not failed:
+            failed.append(1)
+            raise ValueError("no")
+        return {"answer": said}
+
+    g = chain(ask)
+    with pytest.raises(GraphError):
+        g.run(State(), thread="u", store=path)
+    assert g.history("u")[-1].next == ("ask",)
+    assert chain(ask).resume("u", store=path).state.answer == "b"
+    kept = [(shot.kind, event.kind) for shot in g.history("u") for event in shot.events]
+    assert kept == [("error", "model_called"), ("error", "node_failed"), ("node", "model_called")]

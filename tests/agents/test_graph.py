@@ -531,3 +531,22 @@ def test_what_a_node_appends_in_place_is_validated_once() -> None:
     assert g.run(Short(notes=["a"])).state.notes == ["a", "b"]
     with pytest.raises(GraphError, match="at most 2 items"):
         g.run(Short(notes=["a", "b"]))
+
+
+@pytest.mark.parametrize("thread", [None, "t"])
+def test_an_inner_graph_that_was_given_up_is_tried_again_when_it_has_let_go(thread: str | None) -> None:
+    tries: list[int] = []
+    inner = AgentGraph(State, name="inner")
+
+    @inner.node(start=True)
+    def slow(s: State) -> dict[str, Any]:
+        tries.append(1)
+        if len(tries) == 1:
+            time.sleep(0.4)
+        return {"answer": "done"}
+
+    inner.edge(slow, END)
+    g = AgentGraph(State, name="outer")
+    g.add(inner, start=True, timeout_s=0.15, retries=5)
+    g.edge("inner", END)
+    assert g.run(State(), thread=thread).state.answer == "done"
