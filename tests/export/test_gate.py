@@ -199,6 +199,10 @@ def test_another_models_file_is_rejected(source: Path, converted: Path, tmp_path
     other = make_family("llama3-rope", tmp_path / "other", num_hidden_layers=1, seed=9)
     report = gate(Source.open(other), str(converted), GateSettings(threads=1))
     assert report.verdict == "rejected" and "KLD" in report.sentence and "no card" in report.sentence and report.score is None
+
+
+@pytest.mark.slow
+def test_a_file_with_another_vocabulary_is_rejected(source: Path, converted: Path, tmp_path: Path) -> None:
     strange = make_family("qwen2", tmp_path / "strange", num_hidden_layers=1)
     report = gate(Source.open(strange), str(converted), GateSettings(threads=1))
     assert report.verdict == "rejected" and report.string_mismatches > 0 and report.prompt_mismatches > 0
