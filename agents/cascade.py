@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agents.answer import NoAnswer, Reason, Result
+from agents.awaited import in_thread
 from agents.budget import Totals
 from agents.chat import ChatModel, Message, ToolCall
 from agents.confidence import Measure, agreement, margin, threshold_for
 from agents.events import Escalated, emit
-from agents.persona import Persona, in_thread
+from agents.persona import Persona
 from agents.tools import PersonaError, ToolResult
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Cascade:
         import asyncio
 
         loop = asyncio.get_running_loop()
-        result: Result = await in_thread(loop, lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
+        result: Result = await in_thread(lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
         return result
 
     def run(
@@ -168,10 +169,7 @@ class Cascade:
         self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any
     ) -> Choice:
         """`choose` without holding up the event loop."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        made: Choice = await in_thread(loop, lambda: self.choose(text, options, history=history, **variables), self.name)
+        made: Choice = await in_thread(lambda: self.choose(text, options, history=history, **variables), self.name)
         return made
 
     def __or__(self, other: Persona | Cascade | ChatModel) -> Cascade:
@@ -181,6 +179,11 @@ class Cascade:
     def on(self, model: ChatModel) -> Persona:
         """The first persona on another model."""
         return self.first.on(model)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names that every call must fill in the first's prompt."""
+        return self.first.variables
 
     @property
     def second_name(self) -> str:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agents import events as ev
+from agents.awaited import in_thread
 from agents.events import current
 from agents.interrupts import Interrupt
 from agents.loop import Loop, Task
@@ -201,34 +202,6 @@ async def _awaited_within(timeout_s: float, call: Awaitable[Any]) -> Any:
         if time.monotonic() - began < timeout_s:
             raise
         raise TimeoutError(f"no answer within {timeout_s:g} s") from error
-
-
-async def in_thread(work: Callable[[], Any]) -> Any:
-    """Await `work()` in a thread of its own with this context; asyncio's own pool has too few threads for many models at once."""
-    import asyncio
-
-    context, loop = contextvars.copy_context(), asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-
-    def body() -> None:
-        outcome: tuple[Any, BaseException | None]
-        try:
-            outcome = context.run(work), None
-        except BaseException as error:
-            outcome = None, error
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    threading.Thread(target=body, daemon=True, name="agents-awaited").start()
-    return await future
 
 
 def share(tasks: Sequence[Task], run: Callable[[Task], None]) -> None:

@@ -44,6 +44,12 @@ def persona_node(
     if reads is None or isinstance(reads, Mapping):
         raise GraphError(f"g.add({name!r}, ...) needs reads=: a field, several fields, or a function of the state, not {reads!r}")
     filled = dict(variables) if isinstance(variables, Mapping) else {one: one for one in variables}
+    for variable in getattr(runnable, "variables", ()):
+        if variable not in filled:
+            raise GraphError(
+                f"g.add({name!r}, ...): its prompt needs {variable!r}, which is not set; name the field that fills it, "
+                f"variables={{{variable!r}: ...}}"
+            )
     read = (reads,) if isinstance(reads, str) else () if callable(reads) else tuple(reads)
     appends = _is_list(fields, writes)
 

@@ -11,8 +11,6 @@ Does not: load weights (many personas share one model), run the loop (`agents.pe
 
 from __future__ import annotations
 
-import contextvars
-import threading
 from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +21,7 @@ from agents import calling
 from agents import guards as guarding
 from agents import history as past
 from agents.answer import NoAnswer, Result
+from agents.awaited import in_thread
 from agents.budget import Budget, Totals
 from agents.chat import Adapter, ChatModel, Message, Sampling, ToolCall, ToolSpec
 from agents.constrain import Constraint
@@ -134,6 +133,11 @@ class Persona:
 
         check_adapters(self.adapters, self.model, self.name)
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names that every call must fill in the prompt."""
+        return self._template.names
+
     def __call__(self, text: str, *, history: Any = None, **variables: Any) -> Result:
         """Answer `text`. A `history` that is a list grows by the new turns; `variables` fill the prompt.
 
@@ -146,7 +150,7 @@ class Persona:
         import asyncio
 
         loop = asyncio.get_running_loop()
-        result: Result = await in_thread(loop, lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
+        result: Result = await in_thread(lambda: self.run(text, history, variables, loop=loop), f"persona-{self.name}")
         return result
 
     def choose(self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any) -> Choice:
@@ -162,10 +166,7 @@ class Persona:
         self, text: str, options: Mapping[str, Any] | Iterable[Any], *, history: Any = None, **variables: Any
     ) -> Choice:
         """`choose` without holding up the event loop."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        made: Choice = await in_thread(loop, lambda: self.choose(text, options, history=history, **variables), self.name)
+        made: Choice = await in_thread(lambda: self.choose(text, options, history=history, **variables), self.name)
         return made
 
     def __or__(self, other: Persona | Cascade | ChatModel) -> Cascade:
@@ -209,7 +210,7 @@ class Persona:
     def from_artifact(cls, path: str | Path, model: ChatModel | None = None, **context: Any) -> Self:
         """A persona from a trained file or directory: prompt, constraint, parser, stops from its card. See `agents.artifact`.
 
-        `context` is what its task answers about, and settings of Persona. For sql: db="FILE.sqlite" (read-only), and table="NAME",
+        `context`: what its task answers about, and settings of Persona. For sql: db="FILE.sqlite" (read-only), and table="NAME",
         the one table or view that is meant; a model that learned questions about single tables (WikiSQL's) is asked in that form
         and needs it where the file has several. Both may come with a question instead: persona(text, db=…, table=…).
         """
@@ -368,27 +369,6 @@ class Persona:
 
     def __repr__(self) -> str:
         return f"Persona({self.name!r}, {self.model.name!r})"
-
-
-async def in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], Any], name: str) -> Any:
-    """`work()` in a thread of its own that keeps this context; waiting threads of a pool never hold each other up."""
-    future: asyncio.Future[Any] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def tell(setter: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            setter(value)
-
-    def body() -> None:
-        try:
-            value = context.run(work)
-        except BaseException as error:
-            loop.call_soon_threadsafe(tell, future.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(tell, future.set_result, value)
-
-    threading.Thread(target=body, name=name, daemon=True).start()
-    return await future
 
 
 def _adapters(given: Any, owner: str) -> tuple[Adapter, ...]:

@@ -21,7 +21,7 @@ from agents.graph import AgentGraph
 from agents.models import open_model
 from agents.models.scripted import Scripted
 from agents.persona import Persona
-from agents.route import END
+from agents.route import END, GraphError
 from agents.tools import PersonaError, tool
 from tests.agents.shop_tools import Invoice, lookup
 from tests.agents.test_guards import watched
@@ -487,3 +487,14 @@ def test_the_time_budget_bounds_a_call_over_http() -> None:
         assert time.perf_counter() - began < 2.0 and none.value.reason == "over-budget"
         assert (persona | Scripted(["on its way"]))("where is 17?").escalated == "over-budget"
         model.close()
+
+
+def test_a_prompt_that_a_graph_leaves_unset_is_refused_before_any_model_runs() -> None:
+    greeter = Persona("greeter", Scripted(["Hello."]), "Greet in {language}.")
+    g = AgentGraph(Talk)
+    for persona in (greeter, greeter | Scripted([])):
+        with pytest.raises(GraphError, match="its prompt needs 'language', which is not set"):
+            g.add(persona, reads="question", writes="answer", start=True)
+    g.add(greeter, reads="question", writes="answer", variables={"language": "question"}, start=True)
+    g.edge(greeter, END)
+    assert g.run(Talk(question="hi")).state.answer == "Hello."
