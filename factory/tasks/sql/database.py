@@ -44,6 +44,7 @@ class Database:
         has_rows: bool,
         loose: bool = False,
         values: Callable[[int], tuple[str, ...]] | None = None,
+        beyond: Callable[[int, Sequence[str]], tuple[str, ...]] | None = None,
     ) -> None:
         self.id = id
         self.has_rows = has_rows
@@ -51,6 +52,7 @@ class Database:
         self._schema = schema
         self._connect = connect
         self._values = values
+        self._beyond = beyond
         self._kept_values: dict[int, tuple[str, ...]] = {}
         self._lock = threading.Lock()
 
@@ -100,6 +102,10 @@ class Database:
             if column not in self._kept_values:
                 self._kept_values[column] = self._values(column)
             return self._kept_values[column]
+
+    def beyond(self, column: int, texts: Sequence[str]) -> tuple[str, ...]:
+        """Which of these texts or numbers a column stores, as stored, where `values` does not hold all that it has; else ()."""
+        return self._beyond(column, texts) if self._beyond is not None else ()
 
     def connection(self) -> sqlite3.Connection:
         """A new connection, read-only over a file, without the guard that model-written SQL needs; the caller closes it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,6 +31,8 @@ PER_NUMBER, PER_TEXT = 4, 6
 PER_QUESTION = 12
 LONGEST = 16
 """Tokens of the longest span tried."""
+LOOKED_UP = 5
+"""Tokens of the longest span looked up in a column of very many values."""
 INDEXES_KEPT = 256
 
 _TOKEN = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+|[0-9]+(?:\.[0-9]+)?|[^\W\d_]+")
@@ -78,6 +81,7 @@ def link(database: Database, question: str) -> tuple[Match, ...]:
     A span counts where its letters and digits, ignoring case, are a whole stored value; numbers compare as numbers."""
     index = _index(database)
     tokens = _tokens(question)
+    index = _widened(index, database, question, tokens)
     asked = [_stem(token.text) for token in tokens]
     mentioned = [_mentioned(name, asked) for name in index.names]
     found: list[_Candidate] = []
@@ -190,12 +194,40 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=INDEXES_KEPT)
 def _index(database: Database) -> _Index:
+    columns = database.schema.columns
+    names = tuple(tuple(_stem(token.text) for token in _tokens(column.called)) for _, column in columns)
+    return _indexed([(column, database.values(column)) for column in range(len(columns))], names)
+
+
+def _widened(index: _Index, database: Database, question: str, tokens: list[_Token]) -> _Index:
+    """With what columns of very many values store of the question: those are looked up, for no index of them is kept."""
+    spans = [
+        question[first.start : last.end]
+        for i, first in enumerate(tokens)
+        for last in tokens[i : i + LOOKED_UP]
+        if first is not last or not _accidental(question, first)
+    ]
+    found = [(column, database.beyond(column, spans)) for column in range(len(index.names))]
+    more = _indexed([(column, values) for column, values in found if values], index.names)
+    if not more.texts and not more.numbers:
+        return index
+    return _Index(
+        {**index.texts, **{key: list(dict.fromkeys([*index.texts.get(key, ()), *hits])) for key, hits in more.texts.items()}},
+        {
+            **index.numbers,
+            **{key: list(dict.fromkeys([*index.numbers.get(key, ()), *hits])) for key, hits in more.numbers.items()},
+        },
+        max(index.longest, more.longest),
+        index.names,
+    )
+
+
+def _indexed(values_of: Iterable[tuple[int, tuple[str, ...]]], names: tuple[tuple[str, ...], ...]) -> _Index:
     texts: dict[str, list[tuple[int, str]]] = {}
     numbers: dict[float, list[tuple[int, str]]] = {}
     longest = 1
-    columns = database.schema.columns
-    for column in range(len(columns)):
-        for value in database.values(column):
+    for column, values in values_of:
+        for value in values:
             number = cells.number(value)
             if number is not None:
                 numbers.setdefault(number, []).append((column, value))
@@ -205,5 +237,4 @@ def _index(database: Database) -> _Index:
                 joined = "".join(word.replace(",", "") if word[0] in _DIGITS else _plain(word) for word in words)
                 texts.setdefault(joined, []).append((column, value))
                 longest = max(longest, len(words))
-    names = tuple(tuple(_stem(token.text) for token in _tokens(column.called)) for _, column in columns)
     return _Index(texts, numbers, min(LONGEST, longest + 2), names)

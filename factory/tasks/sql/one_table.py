@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from agents.card import Card
     from factory.tasks.sql.link import Match
 
+MOST_FOUND = 64
+"""Stored values that one look through a large table may bring."""
+
 SchemaForm = Literal["single", "general"]
 """How a schema is shown and answers are written: "single" is WikiSQL's (`Schema.single`), "general" everything else."""
 
@@ -95,7 +98,17 @@ def one_table(database: Database, table: str | None = None, *, form: SchemaForm 
         with closing(database.connection()) as connection:
             return distinct(connection, shown.name, columns[column].name, LINKED_VALUES)
 
-    return Database(database.id, lambda: schema, lambda _: database.connection(), has_rows=database.has_rows, values=values)
+    def beyond(column: int, texts: Sequence[str]) -> tuple[str, ...]:
+        from factory.tasks.sql.sqlite_file import LINKED_VALUES
+
+        if not schema.single or len(view.values(column)) < LINKED_VALUES:
+            return ()
+        return _found(view, columns[column], texts)
+
+    view = Database(
+        database.id, lambda: schema, lambda _: database.connection(), has_rows=database.has_rows, values=values, beyond=beyond
+    )
+    return view
 
 
 def as_stored(database: Database, matches: Sequence[Match], form: Form) -> Form:
@@ -124,16 +137,29 @@ def _stored(database: Database, matches: Sequence[Match], column: int, text: str
 
 def _looked_up(database: Database, column: Column, text: str) -> str:
     """For tables with more values than are linked: what the table has for this text, letter case aside."""
+    found = _found(database, column, [text])
+    return text if text in found or not found else found[0]
+
+
+def _found(database: Database, column: Column, texts: Sequence[str]) -> tuple[str, ...]:
+    """Those of these texts that the column stores, letter case aside, as stored; one look through the table, two seconds at most.
+    Numbers are looked up as numbers, by an index where there is one."""
     table, name = quote(database.schema.tables[0].name), quote(column.name)
-    literal = "'" + text.replace("'", "''") + "'"
-    for collation in ("BINARY", "NOCASE"):
-        try:
-            found = database.execute(f"SELECT {name} FROM {table} WHERE {name} = {literal} COLLATE {collation} LIMIT 1").rows
-        except ExecError:
-            return text
-        if found:
-            return str(found[0][0])
-    return text
+    if column.type == "number" and not column.cast:
+        wanted = [digits for digits in map(cells.number_text, texts) if digits is not None]
+    else:
+        wanted = ["'" + text.replace("'", "''") + "'" for text in texts]
+        name += " COLLATE NOCASE"
+    if not wanted:
+        return ()
+    try:
+        rows = database.execute(
+            f"SELECT DISTINCT {quote(column.name)} FROM {table} "
+            f"WHERE {name} IN ({', '.join(dict.fromkeys(wanted))}) LIMIT {MOST_FOUND}"
+        ).rows
+    except ExecError:
+        return ()
+    return tuple(str(cell) for (cell,) in rows)
 
 
 def _as_learned(connection: sqlite3.Connection, table: Table, column: Column) -> Column:

@@ -149,7 +149,10 @@ def test_a_value_beyond_those_linked_is_still_found_as_stored(tmp_path: Path, mo
     database, task = one_table(Database.from_file(tmp_path / "people.db")), get_task("sql")
     assert len(database.values(0)) == len(database.values(1)) == 50
     asked = example(database, "How old is PERSON-2900?")
-    assert link(database, asked.question) == ()
+    found = [(m.column, m.span, m.value) for m in link(database, asked.question)]
+    assert found == [(0, "PERSON-2900", "Person-2900"), (1, "2900", "2900")]
+    assert [(m.column, m.value) for m in link(database, "Who is 2950?")] == [(1, "2950")]
+    assert " name<v0><c0> age<num><v1><c1>" in task.messages(asked, "compact")[0].content
     answer = task.decode(asked, "<sel><c1><and><eq> person - 2900<c0>", "compact")
     assert rows_of(tmp_path / "people.db", answer) == [(2900,)]
     nobody = task.decode(example(database, "How old is Nobody?"), "<sel><c1><and><eq> nobody<c0>", "compact")
