@@ -242,9 +242,9 @@ def test_directories_that_cannot_work_are_refused_before_loading(model_dir: Path
         (str(empty), "no config.json"),
         (f"hf:{tmp_path}/nowhere", "is not a directory"),
         (str(tmp_path / "nowhere"), "neither a directory nor a kind"),
-        ("gguf:sql.gguf", "GGUF files cannot be opened yet"),
-        ("student.gguf", "GGUF files cannot be opened yet"),
-        ("onnx:dir", "ONNX directories cannot be opened yet"),
+        ("gguf:sql.gguf", "there is no such file; give a GGUF file"),
+        ("student.gguf", "there is no such file; give a GGUF file"),
+        ("onnx:dir", "is no directory"),
     ]:
         with pytest.raises(ModelError, match=message):
             open_model(spec)

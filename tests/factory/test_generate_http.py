@@ -101,7 +101,7 @@ def test_killed_at_random_moments_it_asks_for_nothing_twice_and_loses_nothing(tm
 def test_an_interrupt_stores_what_came_and_ends(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with serve(latency_s=0.01) as server:
-        with start(server, path, 400) as worker:
+        with start(server, path, 4000) as worker:
             while sum(server.answered.values()) < 30:
                 time.sleep(0.002)
             worker.send_signal(signal.SIGINT)
@@ -109,7 +109,7 @@ def test_an_interrupt_stores_what_came_and_ends(tmp_path: Path) -> None:
         assert worker.returncode != 0
         assert "KeyboardInterrupt" in err
         wait_until_quiet(server)
-        assert 30 - 2 * IN_FLIGHT <= len(recorded(path)) < 400
+        assert 30 - 2 * IN_FLIGHT <= len(recorded(path)) < 4000
         assert len(server.calls) - len(recorded(path)) <= 2 * IN_FLIGHT
 
 
