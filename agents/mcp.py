@@ -74,10 +74,9 @@ class McpTools:
         try:
             listed = ready.result(start_timeout_s)
         except concurrent.futures.TimeoutError:
+            said = self._last_words()
             self.close()
-            raise PersonaError(
-                f"MCP server {self.name}: did not answer within {start_timeout_s:g} s{self._last_words()}"
-            ) from None
+            raise PersonaError(f"MCP server {self.name}: did not answer within {start_timeout_s:g} s{said}") from None
         except Exception as error:
             said = self._last_words()
             self.close()

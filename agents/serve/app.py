@@ -139,7 +139,7 @@ class _Server:
         raw = await body_of(request.stream(), request.headers.get("content-length"), self.settings.body_bytes)
         asked = read_request(raw, self.target.name)
         envelope = Envelope(f"chatcmpl-{uuid.uuid4().hex}", self.target.name)
-        headers = {"x-penknife-ignored": ", ".join(asked.ignored)} if asked.ignored else {}
+        headers = {"x-penknife-ignored": _header(asked.ignored)} if asked.ignored else {}
         pieces = self._pieces(asked)
         if asked.stream:
             try:
@@ -180,8 +180,8 @@ class _Server:
         began, cancel = time.perf_counter(), threading.Event()
         found: list[Answer] = []
         async with self.turns.taken():
-            self.metrics.add("penknife_requests_in_flight", 1)
             yield None
+            self.metrics.add("penknife_requests_in_flight", 1)
 
             async def work(sink: Callable[[Event], None]) -> None:
                 try:
@@ -233,6 +233,11 @@ class _Server:
         finally:
             await pieces.aclose()
         yield b"data: [DONE]\n\n"
+
+
+def _header(names: tuple[str, ...]) -> str:
+    """Names a caller chose, fit for a header: no line ends, nothing beyond ASCII, not long."""
+    return ", ".join(ascii(name)[1:-1][:80] for name in names)[:1000]
 
 
 class _Usage:

@@ -69,6 +69,14 @@ def read_request(raw: bytes, served: str) -> Asked:
         raise Refused(400, "the body is not JSON") from None
     if not isinstance(body, dict):
         raise Refused(400, "the body must be a JSON object")
+    if b"\\ud" in raw.lower():  # JSON can spell half a character, which no text can hold
+        try:
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Refused(400, "the body holds half a character (a lone surrogate); send whole ones") from None
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise Refused(400, "stream_options must be an object", param="stream_options")
     if body.get("model") not in (None, served):
         raise Refused(
             404,
@@ -106,7 +114,7 @@ def read_request(raw: bytes, served: str) -> Asked:
         tools=tools,
         results=_results(after),
         stream=body.get("stream") is True,
-        include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        include_usage=bool(options.get("include_usage")),
         thread=thread,
         resume=resume,
         ignored=tuple(ignored),
@@ -120,7 +128,7 @@ def _turns(messages: Any, resume: tuple[Any, ...]) -> tuple[list[Message], list[
     ignored: list[str] = []
     for at, message in enumerate(messages):
         where = f"messages[{at}]"
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or message["role"] not in _ROLES:
             raise Refused(400, f"{where} needs a role: {', '.join(sorted(_ROLES))}", param=where)
         role = message["role"]
         if role in ("system", "developer"):
@@ -129,10 +137,11 @@ def _turns(messages: Any, resume: tuple[Any, ...]) -> tuple[list[Message], list[
             continue
         if role == "function":
             raise Refused(400, f"{where}: write results of tools as role 'tool' with their tool_call_id", param=where)
-        calls = tuple(_call(call, where) for call in message.get("tool_calls") or ()) if role == "assistant" else ()
-        turns.append(
-            Message(role=role, content=_content(message.get("content"), where), calls=calls, call_id=message.get("tool_call_id"))
-        )
+        asked, answered = message.get("tool_calls") or [], message.get("tool_call_id")
+        if not isinstance(asked, list) or not isinstance(answered, str | None):
+            raise Refused(400, f"{where}: tool_calls must be a list, and tool_call_id a text", param=where)
+        calls = tuple(_call(call, where) for call in asked) if role == "assistant" else ()
+        turns.append(Message(role=role, content=_content(message.get("content"), where), calls=calls, call_id=answered))
     return turns, ignored
 
 

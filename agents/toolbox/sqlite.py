@@ -11,6 +11,7 @@ Does not: write, attach other files, or check that a query answers its question.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -125,6 +126,8 @@ def _cell(cell: object) -> object:
         return f"({len(cell)} bytes)"
     if isinstance(cell, str) and len(cell) > CELL_CHARS:
         return f"{cell[:CELL_CHARS]}… ({len(cell) - CELL_CHARS} more characters)"
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return str(cell)  # JSON has no number for it
     return cell
 
 

@@ -146,3 +146,9 @@ def children() -> set[int]:
             if any("mcp_server" in part for part in child.cmdline()):
                 found.add(child.pid)
     return found
+
+
+def test_a_server_that_never_answers_is_quoted() -> None:
+    program = "import sys, time; print('waiting for the licence', file=sys.stderr, flush=True); time.sleep(60)"
+    with pytest.raises(PersonaError, match=r"did not answer within 2 s; it last said: waiting for the licence"):
+        McpTools([sys.executable, "-c", program], start_timeout_s=2)

@@ -30,7 +30,7 @@ from agents.serve.app import make_app
 from agents.serve.limits import Rate
 from agents.serve.settings import ServeError, ServeSettings
 from agents.serve.target import open_target, target_of
-from agents.serve.wire import Refused
+from agents.serve.wire import Refused, read_request
 from tests.agents import serve_graph
 
 KEY = "a-key-of-many-characters"
@@ -375,3 +375,46 @@ def test_the_command_serves_and_lets_answers_end_on_sigterm() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"messages": [{"role": [], "content": "x"}]},
+        {"messages": [*say("x"), {"role": "assistant", "tool_calls": 5}]},
+        {"messages": [*say("x"), {"role": "tool", "tool_call_id": 5, "content": "y"}]},
+        {"messages": say("x"), "stream_options": ["include_usage"]},
+        {"messages": say("half \ud83d of one")},
+    ],
+)
+def test_odd_fields_are_the_callers_mistake(odd: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        read_request(json.dumps(odd).encode(), "echo")
+    assert refused.value.status == 400
+    assert read_request(json.dumps({"messages": say("whole \U0001f600")}).encode(), "echo").text == "whole \U0001f600"
+
+
+def test_names_a_caller_made_up_cannot_break_a_header(echo: str) -> None:
+    made_up = {"x\r\nset-cookie: a=b": 1, "größe☂": 1, "long" * 1000: 1}
+    status, body, headers = post(echo, {"messages": say("hi"), **made_up})
+    told = {name.lower(): value for name, value in headers.items()}
+    assert status == 200 and body["penknife"]["ignored"] == sorted(made_up)
+    assert "set-cookie" not in told and len(told["x-penknife-ignored"]) <= 1000 and "\n" not in told["x-penknife-ignored"]
+
+
+def test_a_stream_given_up_before_it_began_is_not_in_flight() -> None:
+    import asyncio
+
+    from agents.serve.app import _Server
+
+    settings = ServeSettings()
+    server = _Server(target_of(serve_graph.echo, settings), settings, KEY)
+
+    async def given_up() -> None:
+        pieces = server._pieces(read_request(json.dumps({"messages": say("hi"), "stream": True}).encode(), "echo"))
+        assert await anext(pieces) is None
+        await pieces.aclose()
+
+    asyncio.run(given_up())
+    in_flight = [line for line in server.metrics.text().splitlines() if line.startswith("penknife_requests_in_flight")]
+    assert in_flight in ([], ["penknife_requests_in_flight 0"])

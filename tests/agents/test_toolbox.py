@@ -334,3 +334,11 @@ def test_their_schemas_mend_what_weak_models_write(manuals: Path) -> None:
     call, problems, rungs = repair_call(ToolCall(name="read_file", raw="{'path': 'a.txt', 'start_line': '100',}"), [read.spec])
     assert problems == () and len(rungs) == 2
     assert read.call(call.arguments).text == "line 100\n"
+
+
+def test_an_infinite_number_is_still_json(shop: Path) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    text = named(SqliteTools(shop), "query").call({"sql": "SELECT 9e999, -9e999, 1.5"}).text
+    assert json.loads(text, parse_constant=refuse)["rows"] == [["inf", "-inf", 1.5]]
