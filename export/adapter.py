@@ -64,7 +64,7 @@ def export_adapter(source: Source, settings: GgufSettings, out: Path, quant: str
         "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
     return record(ExportResult(
-        path=path, kept=report is None or report.ok, checked=report is not None and report.verdict != "unchecked",
+        path=path, kept=report is None or report.ok, checked=report is not None and report.verdict in ("kept", "rejected"),
         sentence=_sentence(report), bytes=path.stat().st_size, bits_per_weight=32.0, gate=report, report=out.parent,
         notes=tuple(notes), document=document,
     ), settings.json_file)  # fmt: skip

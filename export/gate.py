@@ -30,7 +30,8 @@ from factory.events import EventLog
 if TYPE_CHECKING:
     from export.source import Source
 
-Verdict = Literal["kept", "rejected", "unchecked"]
+Verdict = Literal["kept", "rejected", "unchecked", "failed"]
+"""failed: the check itself broke off, so that nothing is known of the file, and it may not carry its name either."""
 FULL_PRECISION_KLD = 1e-3
 """Mean KLD above which a file with 16- or 32-bit weights computes something else than its source."""
 BROKEN_KLD = 0.5
@@ -100,8 +101,8 @@ class GateReport(BaseModel):
 
     @property
     def ok(self) -> bool:
-        """Whether the file may carry its name: only "rejected" may not."""
-        return self.verdict != "rejected"
+        """Whether the file may carry its name: "rejected" and "failed" may not."""
+        return self.verdict not in ("rejected", "failed")
 
 
 def gate(
@@ -117,7 +118,8 @@ def gate(
 
     `adapters` are added to the file for everything measured (for an adapter file, `file_spec` is its base's file).
     `full_precision`: whether all weights have 16 bits or more; of a GGUF file it is found out. A crash, an abort or silence of
-    the measuring process rejects the file. Raises TaskError or ExportError when questions or source cannot be used.
+    the measuring process rejects the file; an error of the check itself makes the verdict
+    "failed". Raises TaskError or ExportError when questions or source cannot be used.
     """
     settings = settings if settings is not None else GateSettings()
     events = events if events is not None else EventLog()
@@ -181,6 +183,11 @@ def judge(
 ) -> tuple[Verdict, str]:
     """The verdict on what was found, and the sentence that says why."""
     found, parity = outcome.found, outcome.found.parity
+    if found.failure is not None:
+        return "failed", (
+            f"the check itself failed while {found.step} ({found.failure}), which says nothing about the file; "
+            "give the same command again, and report it if it fails again"
+        )
     if outcome.died is not None:
         return "rejected", f"its engine {outcome.died}"
     if found.error is not None:

@@ -118,7 +118,8 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
         "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
     return record(ExportResult(
-        path=path, kept=made.kept, checked=report is not None and report.verdict != "unchecked", sentence=_sentence(report),
+        path=path, kept=made.kept, checked=report is not None and report.verdict in ("kept", "rejected"),
+        sentence=_sentence(report),
         bytes=path.stat().st_size, bits_per_weight=made.bits_per_weight, gate=report, report=out.parent, notes=made.notes,
         why=why, candidates=tuple(document["candidates"]), document=document,
     ), settings.json_file)  # fmt: skip

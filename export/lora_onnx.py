@@ -85,7 +85,7 @@ def export_adapter(source: Source, settings: OnnxSettings, events: EventLog) -> 
         "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
     return record(ExportResult(
-        path=path, kept=kept, checked=report is not None and report.verdict != "unchecked", sentence=sentence(report),
+        path=path, kept=kept, checked=report is not None and report.verdict in ("kept", "rejected"), sentence=sentence(report),
         bytes=path.stat().st_size, bits_per_weight=32.0, gate=report, report=base, notes=tuple(notes), document=document,
     ), settings.json_file)  # fmt: skip
 

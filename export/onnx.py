@@ -92,7 +92,7 @@ def run(settings: OnnxSettings, listener: Listener | None = None) -> ExportResul
         "builder": how, "matrices": _tally(made), "notes": list(notes), "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip
     return record(ExportResult(
-        path=path, kept=report is None or report.ok, checked=report is not None and report.verdict != "unchecked",
+        path=path, kept=report is None or report.ok, checked=report is not None and report.verdict in ("kept", "rejected"),
         sentence=sentence(report), bytes=made.bytes, bits_per_weight=made.bits_per_weight, gate=report, report=out.parent,
         notes=notes, document=document,
     ), settings.json_file)  # fmt: skip

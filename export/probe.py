@@ -61,6 +61,9 @@ class Found(BaseModel):
     step: str = "opening it"
     """what it was doing when it wrote this"""
     error: str | None = None
+    """why the model cannot be used"""
+    failure: str | None = None
+    """how the check itself broke off, which says nothing about the model"""
     name: str = ""
     engine: str = ""
     """module of the backend"""
@@ -102,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _work(job, found, write)
     except Exception as error:
         sentence = message_for(error)
-        if sentence is None:
+        if sentence is None or isinstance(error, OSError):
+            words = sentence or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            found.failure = words
+            write(found.step)
             raise
         found.error = sentence
         write(found.step)

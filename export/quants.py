@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.chat import ModelError
 from agents.models.llama_library import INSTALL
 from export.apart import run
 from export.errors import ExportError
@@ -66,14 +67,17 @@ def quantize(
     """Quantize a GGUF file in F32, F16 or BF16 to `out` through llama.cpp, in a process of its own.
 
     `importance`: tensor name -> (columns,) float32. `out` is overwritten and may be half-written when this raises: give a
-    temporary name. Raises ExportError when llama.cpp is missing, refuses, dies, or the disk is full.
+    temporary name. Raises ExportError when llama.cpp is missing, refuses, dies, `source` is damaged, or the disk is full.
     """
     if llama_cpp_missing():
         raise ExportError(f"{recipe.label} is written by llama.cpp. {INSTALL}; or choose one of {', '.join(our_types())}")
     import numpy as np
 
-    with tempfile.TemporaryDirectory(prefix="penknife-quantize-") as scratch:
+    try:
         tied = "output.weight" not in written(source)
+    except ModelError as error:
+        raise ExportError(str(error)) from None
+    with tempfile.TemporaryDirectory(prefix="penknife-quantize-") as scratch:
         job: dict[str, Any] = {"source": str(source), "out": str(out), "file_type": recipe.type.file_type, "threads": threads,
                                "head": recipe.head, "tied": tied, "importance": None}  # fmt: skip
         if importance is not None and recipe.importance:

@@ -26,7 +26,7 @@ class ExportResult:
     path: Path
     """the file; its name ends in .rejected when it lost too much"""
     kept: bool
-    """False for a rejected file"""
+    """False for a rejected file, and where the check itself failed"""
     checked: bool
     """False with --no-gate and where llama.cpp is missing"""
     sentence: str
@@ -104,6 +104,8 @@ def print_result(result: ExportResult) -> None:
         if text:
             console.print(text, markup=False, soft_wrap=True)
     verdict = "kept" if result.kept and result.checked else "not checked" if result.kept else "rejected"
+    if result.gate is not None and result.gate.verdict == "failed":
+        verdict = "check failed"
     sentence = result.sentence.removeprefix("not checked against its source: ") if verdict == "not checked" else result.sentence
     console.print(f"{verdict}: {sentence}", markup=False, soft_wrap=True)
     size = f"{result.bytes / 1e6:.2f} MB, {result.bits_per_weight:.2f} bits per weight"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agents.card import BaseEntry, Card, FileEntry, sha256_of_weights
-from export import child
+from export import child, probe
 from export.child import Answers, Outcome
 from export.gate import GateReport, GateSettings, card_for_file, gate, judge
 from export.paired import compare_answers
@@ -107,6 +107,24 @@ def test_a_child_that_dies_is_a_sentence(code: str, said: str, monkeypatch: pyte
     assert outcome.died is not None and said in outcome.died
     verdict, sentence = judge(outcome, MEASURED, None, GateSettings(), False)
     assert verdict == "rejected" and "\n" not in sentence
+
+
+@pytest.mark.parametrize("broken", [KeyError("no such layer"), OSError(28, "No space left on device")])
+def test_an_error_of_the_check_itself_is_told_apart(broken: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def work(job: Job, found: Found, write: Any) -> None:
+        write("tokenizing")
+        raise broken
+
+    monkeypatch.setattr(probe, "_work", work)
+    (tmp_path / "job.json").write_text(Job(model="x", reference=tmp_path).model_dump_json(), encoding="utf-8")
+    with pytest.raises(type(broken)):
+        probe.main([str(tmp_path / "job.json"), str(tmp_path / "found.json")])
+    found = Found.model_validate_json((tmp_path / "found.json").read_text(encoding="utf-8"))
+    verdict, sentence = judge(Outcome(found, Answers(), "failed"), MEASURED, None, GateSettings(), False)
+    assert verdict == "failed" and sentence.startswith("the check itself failed while tokenizing") and "\n" not in sentence
+    assert str(broken.args[-1]) in sentence
+    report = GateReport(file="f", verdict=verdict, sentence=sentence, source="s", source_sha256="0")
+    assert not report.ok
 
 
 def test_a_missing_engine_is_said(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

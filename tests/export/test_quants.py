@@ -150,6 +150,14 @@ def test_a_file_llama_cpp_dies_of_ends_one_process_only(sources, tmp_path, monke
         quantize(tmp_path / "bad.gguf", tmp_path / "out.gguf", Recipe("Q4_K_M"))
 
 
+def test_a_damaged_input_is_an_export_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("export.quants.llama_cpp_missing", lambda: False)
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF\3")
+    with pytest.raises(ExportError, match=r"bad\.gguf"):
+        quantize(tmp_path / "bad.gguf", tmp_path / "out.gguf", Recipe("Q4_K_M"))
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_importance_changes_how_weights_are_rounded(sources, tmp_path):
     pytest.importorskip("llama_cpp", reason=NEEDS_LLAMA)
     from gguf import GGUFReader
