@@ -117,7 +117,7 @@ class LlamaCppModel:
         key = (str(file.resolve()), state.st_mtime_ns, state.st_size, tuple(sorted(same.items())))
         with _opening:
             shared = _open.get(key)
-            if shared is None:
+            if shared is None or shared.engine._closing:  # one that broke answers nobody any more
                 shared = _open[key] = Shared(file, options)
             shared.users += 1
             try:
@@ -348,7 +348,8 @@ def _leave(shared: Shared, key: tuple[Any, ...]) -> None:
         shared.users -= 1
         if shared.users:
             return
-        _open.pop(key, None)
+        if _open.get(key) is shared:
+            _open.pop(key)
     shared.close()
 
 

@@ -66,6 +66,7 @@ class LlamaEngine:
         self._waiting: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._live: list[Job] = []
+        self._owed: set[Job] = set()  # submitted, `done` not called yet
         self._turn: Adapters | None = None
         self._turns_left = 0
         self._in_use: Adapters = ()
@@ -85,6 +86,7 @@ class LlamaEngine:
             if self._closing:
                 raise ModelError(f"{self.weights.path.name} was closed; open it again")
             self._waiting.append(job)
+            self._owed.add(job)
             self._look_again = True
             if job.deadline is not None:
                 self._next_deadline = min(self._next_deadline, job.deadline)
@@ -160,19 +162,24 @@ class LlamaEngine:
                 if self._live:
                     self._step()
         except BaseException as bug:  # a mistake in here must reach those who wait, not end in a silent thread
-            for job in [*self._live, *self._waiting]:
-                job.bug = bug
+            with self._change:
+                for job in self._owed:
+                    job.bug = bug
         finally:
             self._end_all()
 
     def _end_all(self) -> None:
         with self._change:
             self._closing = True
-            waiting, calls = list(self._waiting), list(self._calls)
+            owed, calls = list(self._owed), list(self._calls)
             self._waiting.clear()
             self._calls.clear()
-        for job in [*self._live, *waiting]:
-            self._finish(job, "cancelled")
+        for job in owed:
+            try:
+                self._finish(job, "cancelled")
+            except Exception as bug:  # whatever cannot be freed, nobody is left waiting
+                job.bug = job.bug or bug
+                job.done(job)
         self._live.clear()
         for _, future in calls:
             future.set_exception(ModelError(f"{self.weights.path.name} was closed; open it again"))
@@ -223,6 +230,10 @@ class LlamaEngine:
             if self.weights.rewinds and self.memory.soon(job.adapters, job.ids) >= count + WORTH_WAITING:
                 continue
             held = self.memory.begin(job.adapters, job.ids, job.max_tokens, source, count)
+            while held is None and source is not None and not self._live:  # what it begins with takes the room it needs
+                self.memory.drop(source)
+                source, count = self.memory.best(job.adapters, job.ids)
+                held = self.memory.begin(job.adapters, job.ids, job.max_tokens, source, count)
             if held is None:
                 if self._live:
                     return  # those behind it would never let it have its turn
@@ -381,4 +392,5 @@ class LlamaEngine:
             job.sampler = None
         if reason != "error":
             job.complete(self.weights)
+        self._owed.discard(job)
         job.done(job)

@@ -87,7 +87,9 @@ class Memory:
 
     def keep_start(self, held: Held, count: int) -> Held | None:
         """A further sequence that stays with the first `count` tokens of `held` (a persona's prompt). None: no number is free,
-        or that beginning is kept already. The caller copies."""
+        nothing is to be kept, or that beginning is kept already. The caller copies."""
+        if self._most_kept == 0:
+            return None
         for other in self.held:
             if other.static and other.key == held.key and len(other.ids) == count and other.ids == held.ids[:count]:
                 other.used = self._tick()

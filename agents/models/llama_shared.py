@@ -39,7 +39,7 @@ class Shared:
                 kept=options.kept,
                 cells=cells,
                 threads=options.threads or usable_cores(),
-                tokens=min(options.batch_tokens, cells),
+                tokens=min(max(options.batch_tokens, options.batch), cells),  # one for each that writes
                 flash=False if options.flash is None and options.kv == "f32" else options.flash,
                 full_kv=options.kv == "f32",
             )

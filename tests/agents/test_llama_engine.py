@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.chat import Adapter, Message, Request, Sampling, answer
+from agents.chat import Adapter, Message, ModelError, Request, Sampling, answer
 from agents.constrain import choice, json_schema, regex
 from agents.models import open_model
 from agents.models.llama_prefix import Memory, shared
@@ -278,3 +278,64 @@ def test_closing_ends_what_runs(file: Path) -> None:
     model.close()
     worker.join(timeout=30)
     assert not worker.is_alive() and set(ended) <= {"cancelled", "stop"} and ended
+
+
+def test_a_long_kept_text_makes_room_for_a_prompt_that_begins_like_it(file: Path) -> None:
+    model = open_model(str(file), threads=1, context=256, kv_tokens=256)
+    first = answer(model, [ask("texas " * 180)])[0]
+    second = answer(model, [ask("texas " * 10 + "rivers " * 180)])[0]
+    model.close()
+    assert first.usage.prompt_tokens + second.usage.prompt_tokens > 256 + 40
+    assert first.error is None and second.error is None
+
+
+def test_nothing_is_kept_where_nothing_is_to_be(file: Path) -> None:
+    model = open_model(str(file), threads=1, batch=1, kept=0)
+    reused = [answer(model, [ask(text, persona=PERSONA)])[0].usage.reused_tokens for text in ("texas", "ohio", "texas")]
+    model.close()
+    assert reused == [0, 0, 0]
+
+
+def test_more_requests_at_once_than_tokens_of_a_step(file: Path) -> None:
+    model = open_model(str(file), threads=1, batch=24, batch_tokens=16)
+    answer(model, [ask("texas")])  # from now on only the prompt's last token is left to work out
+    replies = answer(model, [ask("texas", tokens=12) for _ in range(24)])
+    model.close()
+    assert [reply.error for reply in replies] == [None] * 24
+
+
+@pytest.mark.parametrize("where", ["_advance", "_admit", "_finish", "_sweep"])
+def test_when_the_engine_breaks_everybody_hears_of_it(file: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Each request ends with the mistake, also those the engine had just taken out of its queues; a later one is refused."""
+    model: Any = open_model(str(file), threads=1, batch=2, kept=3)
+    engine = model._shared.engine
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    part, name = {"_advance": (engine._chooser, "choose"), "_admit": (engine.memory, "begin")}.get(where, (engine.memory, "end"))
+    monkeypatch.setattr(part, name, broken)
+    extra = {"timeout_s": 0.05} if where == "_sweep" else {}
+    said: list[str] = []
+
+    def one(n: int) -> None:
+        try:
+            answer(model, [ask(f"river {n}", tokens=200 if extra else 8, **extra)])
+        except (RuntimeError, ModelError) as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=one, args=(n,), daemon=True) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(said) == 6 and "broken on purpose" in said
+    with pytest.raises(ModelError, match="was closed; open it again"):
+        answer(model, [ask("texas")])
+    again = open_model(str(file), threads=1, batch=2, kept=3)
+    model.close()
+    assert answer(again, [ask("texas")])[0].error is None
+    shares: Any = open_model(str(file), threads=1, batch=2, kept=3)
+    assert shares._shared is again._shared
+    shares.close()
+    again.close()
