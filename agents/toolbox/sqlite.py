@@ -23,6 +23,7 @@ from agents.sandbox import (
     Limits,
     Result,
     Sandbox,
+    SandboxClosed,
     connect_read_only,
     quote,
     read_only_uri,
@@ -68,11 +69,15 @@ class SqliteTools:
 
     def run(self, sql: str) -> Result:
         """Rows of one reading statement, at most `rows`. Raises ExecError."""
-        with self._lock:
-            if self._open is None:
-                self._open = sandbox_over(connect_read_only(self._uri))
-            sandbox = self._open
-        return sandbox.run(sql, self.limits)
+        while True:
+            with self._lock:
+                if self._open is None:
+                    self._open = sandbox_over(connect_read_only(self._uri))
+                sandbox = self._open
+            try:
+                return sandbox.run(sql, self.limits)
+            except SandboxClosed:  # `close` of another thread came in between
+                continue
 
     def close(self) -> None:
         """Close the connection; the next statement opens another."""

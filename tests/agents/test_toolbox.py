@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from agents.repair import repair_call
+from agents.sandbox import Limits, Result, Sandbox
 from agents.toolbox import FileTools, SqliteTools, calculate
 from agents.tools import PersonaError, Tool, ToolCall, tools_of
 
@@ -342,3 +343,17 @@ def test_an_infinite_number_is_still_json(shop: Path) -> None:
 
     text = named(SqliteTools(shop), "query").call({"sql": "SELECT 9e999, -9e999, 1.5"}).text
     assert json.loads(text, parse_constant=refuse)["rows"] == [["inf", "-inf", 1.5]]
+
+
+def test_a_close_in_between_is_not_noticed(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = SqliteTools(shop)
+    run, closed = Sandbox.run, list[bool]()
+
+    def late(sandbox: Sandbox, sql: str, limits: Limits) -> Result:
+        if not closed:
+            closed.append(True)
+            tools.close()
+        return run(sandbox, sql, limits)
+
+    monkeypatch.setattr(Sandbox, "run", late)
+    assert tools.run("SELECT count(*) FROM customer").rows == ((20,),)
