@@ -186,7 +186,9 @@ def _onnx_seal(path: Path, card: Card | None, check: bool) -> Seal:
         facts = json.loads((path / FACTS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "none"
-    wanted = facts.get("weights_sha256")
+    wanted = facts.get("weights_sha256") if isinstance(facts, dict) else None
+    if wanted is None and card is not None and card.file is not None:
+        wanted = card.file.sha256
     if not isinstance(wanted, str):
         return "none"
     if not check:

@@ -220,7 +220,7 @@ def _write_facts(source: Source, out: Path, built: Path) -> None:
         "version": program(), "source_sha256": source.sha256, "base_sha256": source.base_sha256,
         "eos_ids": ends, "context": context_of(source), "kv_heads": source.config.get("num_key_value_heads") or heads,
         "head_size": source.config.get("head_dim") or source.config["hidden_size"] // heads,
-        "vocab_size": source.config["vocab_size"],
+        "vocab_size": source.config["vocab_size"], "weights_sha256": sha256_of_weights(out),
     }  # fmt: skip
     if (built / GENAI_FILE).is_file():
         shutil.copyfile(built / GENAI_FILE, out / GENAI_FILE)

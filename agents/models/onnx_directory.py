@@ -78,14 +78,19 @@ class OnnxDirectory:
     @classmethod
     def read(cls, path: Path) -> OnnxDirectory:
         """Raises ModelError, one sentence, for a directory that cannot be run; CardError for a card of other weights."""
-        if path.is_file() and path.suffix == ".onnx":
+        given = path.name if path.is_file() and path.suffix == ".onnx" else None
+        if given is not None:
             path = path.parent
         if not path.is_dir():
             raise ModelError(f"{path}: is no directory; give one that export.onnx wrote")
         facts, genai = _json(path / FACTS_FILE), _json(path / GENAI_FILE)
         model = genai.get("model", {})
-        decoder = model.get("decoder", {})
+        decoder = model.get("decoder", {}) if isinstance(model, dict) else None
+        if not isinstance(decoder, dict):
+            raise ModelError(f"{path / GENAI_FILE}: its model is no JSON object with a decoder in it; export the model again")
         file = path / str(decoder.get("filename", "model.onnx"))
+        if given is not None and given != file.name:
+            raise ModelError(f"{path / given}: is not the graph this directory runs; give {path}, which runs {file.name}")
         if file.parent != path or not file.is_file():
             raise ModelError(f"{path}: no {file.name} there; give a directory that export.onnx wrote")
         card = Card.load(path) if (path / FILE_NAME).is_file() else None
@@ -111,7 +116,10 @@ class OnnxDirectory:
 
 def _template(path: Path, settings: dict[str, Any]) -> ChatTemplate | None:
     file = path / "chat_template.jinja"
-    source = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    try:
+        source = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    except ValueError as error:
+        raise ModelError(f"{file}: is not UTF-8 ({error}); export the model again") from None
     if isinstance(source, list):  # several named ones
         source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
     if source is None:

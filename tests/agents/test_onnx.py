@@ -139,9 +139,20 @@ def test_what_cannot_be_opened_says_so(pair, tmp_path):
     (tmp_path / "penknife.json").write_text('{"eos_ids": [1]}')
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         open_model(f"onnx:{tmp_path}")
+    (tmp_path / "other.onnx").write_bytes(b"not a graph either")
+    with pytest.raises(ModelError, match=r"other\.onnx: is not the graph this directory runs.*runs model\.onnx"):
+        open_model(f"onnx:{tmp_path / 'other.onnx'}")
+    (tmp_path / "genai_config.json").write_text('{"model": {"decoder": []}}')
+    with pytest.raises(ModelError, match=r"genai_config\.json: its model is no JSON object"):
+        open_model(f"onnx:{tmp_path}")
+    (tmp_path / "genai_config.json").unlink()
     (tmp_path / "tokenizer.json").write_bytes((pair[1].directory.path / "tokenizer.json").read_bytes())
     with pytest.raises(ModelError, match="onnxruntime cannot load it"):
         open_model(f"onnx:{tmp_path}")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff{{ messages }}")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja: is not UTF-8"):
+        open_model(f"onnx:{tmp_path}")
+    (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match=r"unknown option 'thread'; did you mean 'threads'"):
         open_model(f"onnx:{tmp_path}", thread=1)
 

@@ -122,6 +122,19 @@ def test_a_file_that_loses_too_much_is_named_rejected(run, capsys, monkeypatch):
     assert left_behind(run) == ["shop-q8_0.gguf"]
 
 
+def test_a_check_that_failed_itself_publishes_nothing_as_kept(run, tmp_path, capsys, monkeypatch):
+    def fail(source, spec, settings, **_):
+        return GateReport(file="a.gguf", verdict="failed", sentence="the check itself failed", source="s", source_sha256="0")
+
+    monkeypatch.setattr("export.workshop.gate", fail)
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main, [str(run), "--out", str(tmp_path / "a.gguf")])
+    assert ended.value.code == 1
+    assert "check failed: the check itself failed" in capsys.readouterr().out
+    assert not (tmp_path / "a.gguf").exists() and (tmp_path / "a.gguf.rejected").is_file()
+    assert read_entries(tmp_path)["a.gguf"]["verdict"] == "failed"
+
+
 def test_a_report_keeps_what_other_exports_recorded(run, tmp_path):
     """Two GGUF files and an entry of another command in one directory, each with all its export found."""
     place = run / "model"

@@ -9,6 +9,7 @@ import pytest
 
 from agents.card import FileEntry, ScoreEntry
 from agents.models.gguf_file import read_gguf
+from export.errors import ExportError
 from export.inspect import inspect_file, main
 from export.seal import seal, write_card
 from factory.cli import run_cli
@@ -71,3 +72,22 @@ def test_a_bad_file_is_one_sentence_and_exit_2(what: str, made: Path, capsys: py
     assert said.out == "" and said.err.count("\n") == 1 and str(target) in said.err
     if what == "directory":
         assert "it holds a.gguf: give one of them" in said.err
+
+
+@pytest.mark.parametrize("named_by", ["facts", "card"])
+def test_changed_weights_of_an_onnx_directory_are_found(named_by, tmp_path):
+    from agents.card import BaseEntry, Card, FileEntry, sha256_of_weights
+    from export.inspect import _onnx_seal
+
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    (tmp_path / "model.onnx.data").write_bytes(b"weights")
+    digest = sha256_of_weights(tmp_path)
+    entry = FileEntry(name="o", format="onnx", precision="int8", bits_per_weight=8.0, source_sha256="0" * 64, sha256=digest)
+    card = Card(task="sql", task_version=1, dialect="plain", prompt_template="sql/plain/1", constraint="lark", parser="sql/plain",
+                max_tokens=24, base=BaseEntry(id="scratch:tiny"), created_by="penknife", file=entry)  # fmt: skip
+    (tmp_path / "penknife.json").write_text(json.dumps({"weights_sha256": digest} if named_by == "facts" else {}))
+    given = card if named_by == "card" else None
+    assert (_onnx_seal(tmp_path, given, False), _onnx_seal(tmp_path, given, True)) == ("not checked", "intact")
+    (tmp_path / "model.onnx.data").write_bytes(b"weightz")
+    with pytest.raises(ExportError, match="are not those that were exported"):
+        _onnx_seal(tmp_path, given, True)

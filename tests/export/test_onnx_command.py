@@ -54,6 +54,10 @@ def test_what_loses_too_much_is_rejected_by_name_and_status(model, tmp_path, mon
         main([str(model), "--precision", "int4", "--max-kld", "1e-9", "--out", str(tmp_path / "out")])
     assert ended.value.code == 1
     assert not (tmp_path / "out").exists() and (tmp_path / "out.rejected" / "model.onnx").is_file()
+    from agents.card import sha256_of_weights
+
+    facts = json.loads((tmp_path / "out.rejected" / "penknife.json").read_text())
+    assert facts["weights_sha256"] == sha256_of_weights(tmp_path / "out.rejected")
     verdict = json.loads((tmp_path / "export_report.json").read_text())["files"]["out"]
     assert verdict["verdict"] == "rejected" and "more than 1e-09" in verdict["sentence"]
 
