@@ -85,7 +85,7 @@ class OnnxDirectory:
             raise ModelError(f"{path}: is no directory; give one that export.onnx wrote")
         facts, genai = _json(path / FACTS_FILE), _json(path / GENAI_FILE)
         model = genai.get("model", {})
-        decoder = model.get("decoder", {}) if isinstance(model, dict) else None
+        decoder: Any = model.get("decoder", {}) if isinstance(model, dict) else None
         if not isinstance(decoder, dict):
             raise ModelError(f"{path / GENAI_FILE}: its model is no JSON object with a decoder in it; export the model again")
         file = path / str(decoder.get("filename", "model.onnx"))
@@ -98,7 +98,7 @@ class OnnxDirectory:
         eos_ids = tuple(ends) if isinstance(ends, list) else (ends,)
         if not all(isinstance(end, int) for end in eos_ids) or not eos_ids:
             raise ModelError(f"{path}: says no end-of-text token; set eos_token_id in {GENAI_FILE}")
-        heads = (facts.get("kv_heads", decoder.get("num_key_value_heads")), facts.get("head_size", decoder.get("head_size")))
+        heads: Any = (facts.get("kv_heads", decoder.get("num_key_value_heads")), facts.get("head_size", decoder.get("head_size")))
         settings = _json(path / "tokenizer_config.json")
         tokenizer = FastTokenizer(path / "tokenizer.json")
         return cls(
