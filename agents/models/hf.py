@@ -53,6 +53,8 @@ class _Live:
     stop_window: int = 0
     ended: StopReason | None = None
     text: str | None = field(default=None)
+    until: float | None = None
+    """time.perf_counter() at which it ends with what there is"""
 
 
 class TransformersModel:
@@ -190,6 +192,11 @@ class TransformersModel:
         return ids
 
     def _prompt(self, request: Request) -> tuple[list[int], int]:
+        if request.adapters:
+            raise ModelError(
+                f"{self.name}: adapter {request.adapters[0].path!r} cannot be added to one request of a transformers model; "
+                "open the adapter's directory as a model, or take a GGUF or ONNX base"
+            )
         ids = self.prompt_ids(request.messages, request.tools)
         if self.context is None:
             return ids, 0
@@ -211,6 +218,8 @@ class TransformersModel:
         if sampling.logprobs or sampling.top_logprobs:
             row.top = sampling.top_logprobs
         live = _Live(index, request, row, cut)
+        if request.timeout_s is not None:
+            live.until = time.perf_counter() + request.timeout_s
         if sampling.stop:
             # A token may be a single byte, so this many last tokens hold every stop text that just ended.
             live.stop_window = max(len(stop.encode()) for stop in sampling.stop) + 1
@@ -301,6 +310,8 @@ class TransformersModel:
                 one.ended = "stop"
             if one.ended is None and len(one.row.tokens) >= one.row.max_tokens:
                 one.ended = "length"
+            if one.ended is None and one.until is not None and time.perf_counter() > one.until:
+                one.ended = "timeout"
 
     @staticmethod
     def _cut(one: _Live, text: str) -> str | None:

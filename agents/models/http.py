@@ -200,6 +200,12 @@ class HttpModel:
     async def _answered(self, request: Request) -> Reply:
         """One request to its end, or to its own time limit: all attempts and waits together, with nothing to show for them."""
         started = time.perf_counter()
+        if request.adapters:
+            sentence = (
+                f"{self.name}: adapter {request.adapters[0].path!r} cannot be sent to a server; "
+                "ask for a model that has it, or leave it away"
+            )
+            return Reply(id=request.id, model=self.name, stop_reason="error", error=sentence)
         try:
             async with asyncio.timeout(request.timeout_s):
                 return await self._ask(request, started)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agents.chat import Message, ModelError, Request, Sampling, ToolCall, ToolSpec, answer
+from agents.chat import Adapter, Message, ModelError, Request, Sampling, ToolCall, ToolSpec, answer
 from agents.constrain import choice, json_schema, lark
 from agents.models import open_model
 from agents.models.http import HttpModel, HttpOptions
@@ -267,6 +267,16 @@ def test_a_requests_own_time_limit_bounds_all_its_attempts() -> None:
             assert (reply.stop_reason, reply.text, reply.id, reply.error) == ("timeout", "", "q", None)
             assert 0.15 < time.perf_counter() - began < 2.0
             model.close()
+
+
+def test_an_adapter_is_never_left_away_silently() -> None:
+    with OpenAIServer() as server:
+        model = open_model(server.spec)
+        (reply,) = answer(model, [ask("q").model_copy(update={"adapters": (Adapter(path="desk.gguf"),)})])
+        assert reply.stop_reason == "error"
+        assert "'desk.gguf' cannot be sent to a server" in (reply.error or "")
+        assert not server.calls
+        model.close()
 
 
 def test_threads_that_ask_at_once_share_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
