@@ -27,6 +27,9 @@ from tests.openai_server import Faults, OpenAIServer
 ROOT = Path(__file__).resolve().parents[2]
 IN_FLIGHT = 6
 WORKER = """
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 import sys
 from factory.events import EventLog
 from factory.generate import generate
