@@ -4,9 +4,9 @@ Does: quantize matrices into MatMulNBits and embeddings into GatherBlockQuantize
 window its layers have, add the optional input `logits_from`, write graph and weights streamed, one tensor in memory at a time.
 Does not: build a graph (`export.onnx_builder`, `export.onnx_torch`) or add adapters (`export.lora_onnx` gives it what to insert).
 
-The int4 recipe keeps head and embedding in 8 bits and, as llama.cpp's K quants do (src/llama-quant.cpp, use_more_bits), the value
-and down projections of the first and last eighth of the layers and of every third between. onnxruntime-genai's own int8 leaves
-the embedding in float32, its own int4 rounds the head to 4 bits.
+The int4 recipe keeps the head, and an embedding that shares its table, in 8 bits (an embedding of its own gets 4) and, as
+llama.cpp's K quants do (src/llama-quant.cpp, use_more_bits), the value and down projections of the first and last eighth of the
+layers and of every third between. onnxruntime-genai's own int8 leaves the embedding in float32, its own int4 rounds the head to 4.
 """
 
 from __future__ import annotations
