@@ -6,7 +6,7 @@ Does not: build a graph (`export.onnx_builder`, `export.onnx_torch`) or add adap
 
 The int4 recipe keeps the head, and an embedding that shares its table, in 8 bits (an embedding of its own gets 4) and, as
 llama.cpp's K quants do (src/llama-quant.cpp, use_more_bits), the value and down projections of the first and last eighth of the
-layers and of every third between. onnxruntime-genai leaves the embedding in float32 at int8 and rounds the head to 4 bits at int4.
+layers and of every third between. onnxruntime-genai leaves the embedding in float32 at int8 and the head in 4 bits at int4.
 """
 
 from __future__ import annotations
