@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FORMAT_VERSION = 2
 """2 added `file`; a card of version 1 reads as before"""
+ANY_TASK = "any"
+"""Task of a base model that learned several: it is asked in its dialect about any of them."""
 FILE_NAME = "card.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 

@@ -130,6 +130,23 @@ def tokenize(rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_length: int)
     return TokenRows(ids, offsets, np.asarray(prompt_lengths, np.int32), row_ids, int(pad), dropped)
 
 
+def join(parts: Sequence[TokenRows]) -> TokenRows:
+    """Several sets of rows as one, in their order. All must have one pad id."""
+    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+    offsets = [np.zeros(1, np.int64), *(part.offsets[1:] + start for part, start in zip(parts, starts))]
+    dropped: dict[str, int] = {}
+    for part in parts:
+        for reason, n in part.dropped.items():
+            dropped[reason] = dropped.get(reason, 0) + n
+    if len({part.pad_id for part in parts}) != 1:
+        raise DatasetError("rows with different pad tokens cannot be joined; tokenize them with one tokenizer")
+    return TokenRows(
+        np.concatenate([part.ids for part in parts]), np.concatenate(offsets),
+        np.concatenate([part.prompt_lengths for part in parts]), [name for part in parts for name in part.row_ids],
+        parts[0].pad_id, dropped,
+    )  # fmt: skip
+
+
 def _counts(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {n}" for reason, n in dropped.items())
 

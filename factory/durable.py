@@ -19,6 +19,8 @@ from factory.average import Average
 from factory.checkpoints import Candidates, mark_complete, prune, step_of
 from factory.course import Course, Pace
 from factory.events import Stage
+from factory.muon import MuonAdamW, split_weights
+from factory.settings import Optimizer
 
 
 class Durable(Trainer):
@@ -27,6 +29,7 @@ class Durable(Trainer):
     pace: Pace
     course: Course
     average: Average | None = None
+    matrix_optimizer: Optimizer = "adamw"
     row_tokens: float = 0.0
     """mean tokens of a row; 0 when not known before (on-policy)"""
 
@@ -59,9 +62,18 @@ class Durable(Trainer):
     # Optimizer and schedule
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW, fused where torch has it; weight decay on matrices only."""
+        """AdamW, fused where torch has it, weight decay on matrices only; or Muon with it (`factory.muon`)."""
         if self.optimizer is None:
             whole: Any = self.model if model is None else model
+            if self.matrix_optimizer == "muon":
+                self.optimizer = MuonAdamW(
+                    *split_weights(whole),
+                    lr=self.args.learning_rate,
+                    betas=(self.args.adam_beta1, self.args.adam_beta2),
+                    weight_decay=self.args.weight_decay,
+                    fused=self.args.device.type in ("cpu", "cuda"),
+                )
+                return self.optimizer
             trained = [p for p in whole.parameters() if p.requires_grad]
             groups = [
                 {"params": [p for p in trained if p.dim() >= 2], "weight_decay": self.args.weight_decay},

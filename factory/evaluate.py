@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from agents.card import ADAPTER_FILE, FILE_NAME, Card, CardError, program, weight_files
+from agents.card import ADAPTER_FILE, ANY_TASK, FILE_NAME, Card, CardError, program, weight_files
 from agents.chat import ChatModel, ModelError, Reply, Request, Sampling
 from factory.events import EventLog
 from factory.predictions import Evaluation, Prediction, keep_predictions, summarize, write_predictions
@@ -236,9 +236,9 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
     task = get_task(settings.task)
     path = model_path(settings.model)
     card = card_beside(path)
-    if card is not None and card.task != task.name:
+    if card is not None and card.task not in (task.name, ANY_TASK):
         raise SettingsError(f"{settings.model}: made for the task {card.task!r}, not {task.name!r}; give --task {card.task}")
-    if card is not None and card.task_version > task.version:
+    if card is not None and card.task == task.name and card.task_version > task.version:
         raise CardError(
             f"{settings.model}: made for version {card.task_version} of the task {task.name!r}, newer than the {task.version} "
             "of this program; update penknife"

@@ -23,7 +23,7 @@ from factory.settings import SettingsError, to_toml
 FREE_BYTES = 64 * 1024**2
 """Least free disk to start with; what checkpoints and weights will take is not counted."""
 
-PASSING = frozenset({"out", "force", "dry_run", "in_flight", "budget_usd", "price_in", "price_out", "final"})
+PASSING = frozenset({"out", "force", "dry_run", "in_flight", "budget_usd", "price_in", "price_out", "final", "resume", "device"})
 """Settings that may change between the first start of a run and its continuation."""
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 Method = Literal["sft", "logits", "on-policy"]
 Adapter = Literal["lora", "qlora", "dora", "none"]
 Divergence = Literal["forward", "reverse", "js"]
+Optimizer = Literal["adamw", "muon"]
 
 
 class SettingsError(Exception):
@@ -80,6 +81,8 @@ class StudentSettings(DataSettings):
     """wall-clock minutes for the training stage: speed is measured first and the schedule fitted to it"""
     learning_rate: float | None = Field(None, gt=0)
     """peak learning rate; default: by student and adapter"""
+    optimizer: Optimizer | None = None
+    """adamw, or muon (orthogonalized momentum); default: muon for all weights of a from-scratch student, else adamw"""
     batch: int = Field(32, ge=1)
     """rows per optimizer step on one device"""
     accumulate: int = Field(1, ge=1)

@@ -21,7 +21,7 @@ from factory.events import EventLog, Listener
 from factory.predictions import Evaluation, keep_predictions
 from factory.processes import Order, Team
 from factory.rundir import RunDir, default_path, differences
-from factory.settings import Method, SettingsError, StudentSettings
+from factory.settings import Method, Optimizer, SettingsError, StudentSettings
 from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, HasForms, Task, TaskError
 
 if TYPE_CHECKING:
@@ -265,7 +265,8 @@ class Stages:
         s = self.settings
         job = TrainJob(
             base_dir=base, out_dir=self.run.checkpoints, rows=rows, method=method, adapter=self.student.adapter, rank=s.rank,
-            epochs=s.epochs, minutes=s.minutes, learning_rate=self.student.learning_rate, batch=s.batch, accumulate=s.accumulate,
+            epochs=s.epochs, minutes=s.minutes, learning_rate=self.student.learning_rate, optimizer=self._optimizer(method),
+            batch=s.batch, accumulate=s.accumulate,
             max_length=s.max_length, checkpoints=s.checkpoints, prompt_loss=s.prompt_loss, seed=s.seed, ema_decay=s.ema, **more,
         )  # fmt: skip
         judges = shuffled(data.validation, s.seed)[: s.validation]
@@ -287,6 +288,13 @@ class Stages:
                       "final_loss": result.final_loss},
         )  # fmt: skip
         return result.best_dir
+
+    def _optimizer(self, method: Method) -> Optimizer:
+        """The one asked for; else muon where all weights of a from-scratch model learn, which takes it far fewer tokens."""
+        if self.settings.optimizer is not None:
+            return self.settings.optimizer
+        fresh = self.student.kind == "scratch" and self.student.adapter == "none" and method != "on-policy"
+        return "muon" if fresh else "adamw"
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from factory.checkpoints import Candidates, Scored, newest, step_of
 from factory.events import EventLog
 from factory.schedule import Decay, Schedule
-from factory.settings import Adapter, Divergence, Method
+from factory.settings import Adapter, Divergence, Method, Optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from factory.dataset import TokenRows
     from factory.durable import Durable
 
 
@@ -37,8 +38,8 @@ class TrainJob:
     base_dir: Path
     """model directory to start from (`prepare_student`)"""
     out_dir: Path
-    rows: Sequence[Mapping[str, Any]]
-    """rows of train.jsonl: "prompt" (messages) and "completion" """
+    rows: Sequence[Mapping[str, Any]] | TokenRows
+    """rows of train.jsonl: "prompt" (messages) and "completion"; or rows that are tokenized already (not on-policy)"""
     method: Method = "sft"
     adapter: Adapter = "none"
     rank: int = 16
@@ -46,6 +47,8 @@ class TrainJob:
     minutes: float | None = None
     """wall-clock minutes for all of `train`, scoring included; fits the number of steps, never above `epochs`"""
     learning_rate: float = 1e-3
+    optimizer: Optimizer = "adamw"
+    """muon: `factory.muon`, for training all weights"""
     batch: int = 32
     accumulate: int = 1
     max_length: int = 1024
@@ -129,6 +132,7 @@ def _train(job: TrainJob, events: EventLog, score: Callable[[Path], float] | Non
         for reason, n in dropped.items():
             stage.drop(reason, n)
         pace = Pace(schedule, job.checkpoints, job.minutes, job.save_every, started, schedule.spent_s)
+        trainer.matrix_optimizer = job.optimizer
         trainer.attach(pace, stage, candidates, score, job.ema_decay)
         course = trainer.run(resume)
     best = candidates.best
@@ -155,10 +159,10 @@ def steps_planned(rows: int, batch: int, accumulate: int, epochs: float) -> int:
 
 
 def _supervised(job: TrainJob, tokenizer: Any) -> tuple[Durable, int, dict[str, int]]:
-    from factory.dataset import tokenize
+    from factory.dataset import TokenRows, tokenize
     from factory.trainer import Loss, StudentTrainer
 
-    rows = tokenize(job.rows, tokenizer, job.max_length)
+    rows = job.rows if isinstance(job.rows, TokenRows) else tokenize(job.rows, tokenizer, job.max_length)
     store = None
     if job.method == "logits":
         from factory.topk import TopkStore

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
@@ -117,6 +118,15 @@ class HasForms(Protocol):
 
     def form_of(self, examples: Sequence[Example]) -> Literal["single", "general"]:
         """The form of these examples, for the card of a student trained on them."""
+        ...
+
+
+@runtime_checkable
+class HasVariants(Protocol):
+    """A task that can put one question in several equal ways, so that a student does not learn what does not matter."""
+
+    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> tuple[tuple[Message, ...], str]:
+        """Prompt and completion of one such way (sql: the columns in another order). Raises AnswerError as `encode` does."""
         ...
 
 

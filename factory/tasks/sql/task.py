@@ -11,6 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import Message
@@ -93,6 +94,19 @@ class SqlTask:
         from factory.tasks.sql.dialect import encode
 
         return encode(_database(example), example.question, self.matches(example), answer, dialect)
+
+    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> tuple[tuple[Message, ...], str]:
+        """The columns (and tables) in another order; see `HasVariants`."""
+        from factory.tasks.sql.dialect import encode
+        from factory.tasks.sql.prompt import render_prompt
+
+        database, matches = _database(example), self.matches(example)
+        order = list(range(len(database.schema.columns)))
+        random.shuffle(order)
+        return (
+            render_prompt(database, example.question, matches, dialect, order),
+            encode(database, example.question, matches, answer, dialect, order),
+        )
 
     def decode(self, example: Example, completion: str, dialect: Dialect) -> str:
         from factory.tasks.sql.dialect import decode
