@@ -73,12 +73,43 @@ def corpus(parts: list[Part], recipe: Recipe, data_dir: Path | None) -> Iterator
             yield from document[:left].lower().split("\n")
             left -= len(document)
             if left <= 0:
-                return
+                break
+    for name in recipe.tokenizer_files:
+        yield from _strings(name, recipe.tokenizer_chars, data_dir)
 
 
-def special_tokens(parts: list[Part]) -> tuple[str, ...]:
-    """Those of every task, each once."""
-    return tuple(dict.fromkeys(token for part in parts for token in part.task.special_tokens(DIALECT)))
+def _strings(name: str, most: int, data_dir: Path | None) -> Iterator[str]:
+    """Texts of a data file in lower case, up to `most` characters."""
+    left = most
+    for line in _lines(name, data_dir):
+        for text in _walk(line):
+            yield text.lower()
+            left -= len(text)
+        if left <= 0:
+            return
+
+
+def _walk(line: str) -> Iterator[str]:
+    """The strings of a JSON value, or the line itself when it is none."""
+    try:
+        waiting = [json.loads(line)]
+    except ValueError:
+        yield line
+        return
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+def special_tokens(parts: list[Part], recipe: Recipe) -> tuple[str, ...]:
+    """Those of every task and those in reserve, each once."""
+    own = (token for part in parts for token in part.task.special_tokens(DIALECT))
+    return tuple(dict.fromkeys((*own, *recipe.reserved_tokens)))
 
 
 def token_rows(parts: list[Part], recipe: Recipe, data_dir: Path | None, tokenizer: Any, events: EventLog) -> TokenRows:
@@ -128,19 +159,24 @@ def _task_rows(part: Part, seed: int, events: EventLog) -> tuple[list[dict[str, 
 
 
 def _documents(text: TextPart, data_dir: Path | None) -> Iterator[str]:
+    kept: list[str] = []
+    for line in _lines(text.file, data_dir):
+        if END_OF_DOCUMENT in line:
+            yield "".join(kept)
+            kept = []
+        else:
+            kept.append(line)
+    yield "".join(kept)
+
+
+def _lines(name: str, data_dir: Path | None) -> Iterator[str]:
+    """Lines of a text file, packed (.xz) or not. Raises TaskError."""
     if data_dir is None:
-        raise TaskError(f"{text.file} is read from --data-dir, and none is given")
-    path = data_dir / text.file
+        raise TaskError(f"{name} is read from --data-dir, and none is given")
+    path = data_dir / name
     try:
         with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as file:
-            kept: list[str] = []
-            for line in file:
-                if END_OF_DOCUMENT in line:
-                    yield "".join(kept)
-                    kept = []
-                else:
-                    kept.append(line)
-            yield "".join(kept)
+            yield from file
     except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
         raise TaskError(f"{path}: cannot be read ({error}); give the --data-dir that holds it") from None
 

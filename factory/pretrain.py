@@ -111,9 +111,9 @@ def first_weights(recipe: Recipe, settings: PretrainSettings, parts: list[Part],
     shutil.rmtree(partial, ignore_errors=True)
     with quiet():
         texts = list(corpus(parts, recipe, settings.data_dir))
-        tokenizer = train_tokenizer(texts, special_tokens(parts), recipe.vocab)
+        tokenizer = train_tokenizer(texts, special_tokens(parts, recipe), recipe.vocab)
         model = new_model(recipe.shape, tokenizer)
-        init_weights(model, recipe.seed, induction=False)  # with Muon look-ups form by themselves, and better ones
+        init_weights(model, recipe.seed, recipe.induction)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     partial.rename(work.student)

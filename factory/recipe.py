@@ -61,6 +61,13 @@ class Recipe(_Part):
     vocab: int = Field(ge=512)
     tokenizer_chars: int = Field(3_000_000, ge=0)
     """characters of running text the tokenizer is trained on, beside the tasks' own"""
+    tokenizer_files: tuple[str, ...] = ()
+    """more files below --data-dir whose texts the tokenizer is trained on, each up to `tokenizer_chars`: the strings of JSON
+    lines, the lines of others"""
+    reserved_tokens: tuple[str, ...] = ()
+    """tokens held whole beside those of the parts' tasks, for tasks that join later"""
+    induction: bool = False
+    """first weights that can look things up (`factory.induction`; needs as many key heads as heads)"""
     parts: tuple[TaskPart, ...] = Field(min_length=1)
     texts: tuple[TextPart, ...] = ()
     epochs: float = Field(1.0, gt=0)
@@ -78,6 +85,8 @@ class Recipe(_Part):
     def _check(self) -> Self:
         if self.hidden % self.heads or self.heads % self.kv_heads:
             raise ValueError(f"{self.hidden} does not divide into {self.heads} heads, or those into {self.kv_heads} key heads")
+        if self.induction and self.heads != self.kv_heads:
+            raise ValueError(f"induction needs as many key heads as heads ({self.heads}); set kv_heads, or induction = false")
         return self
 
     @property
