@@ -58,7 +58,7 @@ class StudentSettings(DataSettings):
     """Which student and how it trains: shared by distill and finetune."""
 
     student: str = "scratch:tiny"
-    """student name, directory, or scratch:tiny|small|base"""
+    """student name, directory, embedded, or scratch:tiny|small|base"""
     adapter: Adapter | None = None
     """what is trained; default: none (all weights) for scratch and finetune on CPU-sized models, lora for the others"""
     rank: int = Field(16, ge=1, le=1024)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.chat_template import accept_system_turns
+from factory.embedded import NAME as EMBEDDED
+from factory.embedded import embedded_dir
 from factory.machine import HubState, Machine, hub_state, look_at_machine, model_dir
 from factory.scratch import MARK, SCRATCH, write_scratch
 from factory.settings import Adapter, StudentSettings
@@ -93,7 +95,8 @@ class StudentPlan:
 
 
 def resolve_student(spec: str, settings: StudentSettings) -> StudentPlan:
-    """Check a student spec against this machine: a name of STUDENTS, `hub:org/name`, a directory, `scratch:tiny|small|base`.
+    """Check a student spec against this machine: a name of STUDENTS, `hub:org/name`, a directory, `embedded`,
+    `scratch:tiny|small|base`.
 
     Raises StudentError: unknown, unreachable, not a model directory, or more memory needed than there is. Asks the hub at most
     once, briefly; downloads nothing but a config.
@@ -105,6 +108,13 @@ def resolve_student(spec: str, settings: StudentSettings) -> StudentPlan:
         shape = SCRATCH[size]
         facts = Student(size, "none (trained here)", shape.parameters, shape.hidden, shape.layers, shape.vocab, "own")
         return _plan(spec, "scratch", facts, settings, "compact", None)
+    if spec == EMBEDDED:
+        path = embedded_dir("base")
+        if path is None:
+            raise StudentError(f"student {spec!r}: this installation has no embedded base; choose scratch:tiny, or make one with "
+                               "python -m factory.pretrain --recipe base")  # fmt: skip
+        facts, dialect = _directory_facts(path)
+        return _plan(spec, "directory", facts, settings, dialect, None)
     if spec in STUDENTS:
         _fit(spec, STUDENTS[spec], settings, "plain")  # before the hub is asked
         return _plan(spec, "hub", STUDENTS[spec], settings, "plain", _reach(spec, STUDENTS[spec].model_id))
@@ -114,9 +124,9 @@ def resolve_student(spec: str, settings: StudentSettings) -> StudentPlan:
     if Path(spec).is_dir() or spec.startswith(("./", "/", "../")):
         facts, dialect = _directory_facts(Path(spec))
         return _plan(spec, "directory", facts, settings, dialect, None)
-    near = difflib.get_close_matches(spec, [*STUDENTS, *(f"scratch:{s}" for s in SCRATCH)], n=1)
+    near = difflib.get_close_matches(spec, [*STUDENTS, EMBEDDED, *(f"scratch:{s}" for s in SCRATCH)], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    names = ", ".join([*(f"scratch:{s}" for s in SCRATCH), *STUDENTS])
+    names = ", ".join([*(f"scratch:{s}" for s in SCRATCH), EMBEDDED, *STUDENTS])
     raise StudentError(f"unknown student {spec!r}{hint}; choose from {names}, hub:ORG/NAME, or a model directory")
 
 

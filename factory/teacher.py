@@ -18,6 +18,8 @@ from typing import Literal
 from agents.card import FILE_NAME, Card
 from agents.chat import ChatModel, ModelError, Request, Usage
 from agents.models.gguf_file import read_gguf
+from factory.embedded import NAME as EMBEDDED
+from factory.embedded import embedded_dir
 from factory.ledger import answer_key
 from factory.machine import Machine, file_sha256, file_stamp, hub_state, look_at_machine, model_dir, ping
 from factory.recorded import RecordedModel, check_answers, read_answers, references
@@ -156,6 +158,12 @@ def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | Non
         plan = _endpoint(spec, settings)
     elif scheme == "gguf":
         plan = _gguf(spec, Path(rest), machine or look_at_machine())
+    elif spec == EMBEDDED:
+        path = embedded_dir("teacher")
+        if path is None:
+            raise TeacherError(f"--teacher {spec!r}: this installation has no embedded teacher; give --teacher recorded, or make "
+                               "one with python -m factory.pretrain --recipe teacher and give its directory")  # fmt: skip
+        plan = _directory(spec, path, machine or look_at_machine(), settings.teacher_bits)
     elif spec in TEACHERS:
         plan = _local(spec, spec, TEACHERS[spec], machine or look_at_machine(), settings.teacher_bits)
     elif scheme == "hub" and rest.count("/") == 1:
