@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-FORMAT_VERSION = 2
-"""2 added `file`; a card of version 1 reads as before"""
+FORMAT_VERSION = 3
+"""2 added `file`, 3 `reliability`; older cards read as before"""
 ANY_TASK = "any"
 """Task of a base model that learned several: it is asked in its dialect about any of them."""
 FILE_NAME = "card.json"
@@ -132,7 +132,12 @@ class Card(_Part):
     """who was scored ("teacher", "untrained", "student", an exported file's name) -> score"""
     calibration: tuple[CalibrationEntry, ...] = ()
     calibration_error: float | None = None
-    """expected calibration error of the student's confidence, 0-1"""
+    """expected calibration error of the student's confidence as it comes, 0-1"""
+    reliability: tuple[tuple[float, float], ...] = ()
+    """(confidence, share of right answers) points, both rising: straight lines between them turn a confidence into a probability
+    (`agents.confidence.probability`)"""
+    reliability_error: float | None = None
+    """expected calibration error of those probabilities, each on answers the points were not fitted to, 0-1"""
     file: FileEntry | None = None
     """set in the card that an export puts into a file; its score is `scores[file.name]`"""
     created_by: str

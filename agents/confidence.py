@@ -1,12 +1,14 @@
 """How sure a model was, by its own probabilities: pure functions over a reply's log-probabilities.
 
-Does: length-normalised log-probability, smallest margin, agreement of several samples, the threshold a card's calibration gives.
+Does: length-normalised log-probability, smallest margin, agreement of several samples; the probability and the threshold that a
+card's calibration gives.
 Does not: ask a model. Log-probabilities are those of the constrained distribution, so what the grammar forced counts as sure.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,6 +52,21 @@ def majority(answers: Sequence[Any]) -> tuple[Any, float]:
     keys = [repr(answer) for answer in answers]
     key, n = Counter(keys).most_common(1)[0]
     return answers[keys.index(key)], n / len(answers)
+
+
+def probability(reliability: Sequence[tuple[float, float]], confidence: float) -> float:
+    """The probability that an answer of this confidence is right, by the (confidence, share right) points of a card; the
+    confidence itself without any. Beyond the ends the end's share holds."""
+    if not reliability:
+        return confidence
+    xs = [x for x, _ in reliability]
+    at = bisect_right(xs, confidence)
+    if at == 0:
+        return reliability[0][1]
+    if at == len(xs):
+        return reliability[-1][1]
+    (x0, y0), (x1, y1) = reliability[at - 1], reliability[at]
+    return y0 + (y1 - y0) * (confidence - x0) / (x1 - x0)
 
 
 def threshold_for(calibration: Sequence[CalibrationEntry], accuracy: float) -> float | None:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agents.confidence import probability
+
 Z_95 = 1.959963984540054
 """Two-sided 95 % point of the normal distribution."""
 
@@ -30,6 +32,10 @@ def wilson(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
     return (0.0 if correct == 0 else center - half), (1.0 if correct == n else center + half)
 
 
+POINTS = 20
+"""Most points of a reliability curve."""
+
+
 @dataclass(frozen=True)
 class Threshold:
     """Keeping only answers with confidence >= `threshold` keeps the share `kept` of them, `accuracy` of which are right."""
@@ -46,6 +52,10 @@ class Calibration:
     thresholds: tuple[Threshold, ...]
     ece: float
     n: int
+    reliability: tuple[tuple[float, float], ...] = ()
+    """rising (confidence, share right) points, see `reliability_curve`"""
+    reliability_ece: float = 0.0
+    """expected calibration error of the probabilities they give, each answer's from points fitted to the other half"""
 
 
 def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 10) -> float:
@@ -69,4 +79,33 @@ def calibrate(confidences: Sequence[float], correct: Sequence[bool], steps: int 
             continue
         kept = [right for confidence, right in pairs if confidence >= value]
         thresholds.append(Threshold(value, len(kept) / len(pairs), sum(kept) / len(kept)))
-    return Calibration(tuple(thresholds), expected_calibration_error(confidences, correct), len(pairs))
+    halves = [(pairs[0::2], pairs[1::2]), (pairs[1::2], pairs[0::2])]
+    judged = [(probability(reliability_curve(fit), c), right) for fit, held in halves for c, right in held]
+    return Calibration(
+        tuple(thresholds), expected_calibration_error(confidences, correct), len(pairs), reliability_curve(pairs),
+        expected_calibration_error([p for p, _ in judged], [right for _, right in judged]),
+    )  # fmt: skip
+
+
+def reliability_curve(pairs: Sequence[tuple[float, bool]]) -> tuple[tuple[float, float], ...]:
+    """Isotonic regression of right or wrong on confidence (pool adjacent violators, Zadrozny and Elkan 2002): one point for each
+    level, at its mean confidence. The answers are pooled into at most `POINTS` groups first, so that the ends are no single
+    answers; equal confidences stay together.
+    """
+    ordered = sorted(pairs)
+    size = max(1, -(-len(ordered) // POINTS))
+    groups: list[list[tuple[float, bool]]] = []
+    for pair in ordered:
+        if groups and (len(groups[-1]) < size or groups[-1][-1][0] == pair[0]):
+            groups[-1].append(pair)
+        else:
+            groups.append([pair])
+    levels: list[tuple[float, float, int]] = []
+    for group in groups:
+        level = (sum(c for c, _ in group), float(sum(right for _, right in group)), len(group))
+        while levels and levels[-1][1] / levels[-1][2] >= level[1] / level[2]:
+            before = levels.pop()
+            level = (before[0] + level[0], before[1] + level[1], before[2] + level[2])
+        levels.append(level)
+    points = {c / n: right / n for c, right, n in levels}
+    return tuple(sorted(points.items()))

@@ -284,8 +284,12 @@ def _calibration(predictions: Sequence[Prediction]) -> str:
     if found is None:
         return ""
     rows = [[f"{row.threshold:.3f}", percent(row.kept), percent(row.accuracy)] for row in found.thresholds]
-    return (table(["confidence at least", "answers kept", "of these correct"], rows, [0, 1, 2])
-            + f"\n\nExpected calibration error {found.ece:.3f} over {found.n:,} answers (0 is perfect).")  # fmt: skip
+    thresholds = table(["confidence at least", "answers kept", "of these correct"], rows, [0, 1, 2])
+    return (
+        f"{thresholds}\n\nExpected calibration error {found.ece:.3f} over {found.n:,} answers (0 is perfect); "
+        f"{found.reliability_ece:.3f} for the probabilities that the card's reliability curve makes of it, each judged on answers "
+        "the curve was not fitted to."
+    )
 
 
 def _answers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

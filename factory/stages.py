@@ -370,6 +370,8 @@ class Stages:
             calibration=() if calibrated is None else tuple(
                 CalibrationEntry(threshold=t.threshold, kept=t.kept, accuracy=t.accuracy) for t in calibrated.thresholds),
             calibration_error=None if calibrated is None else calibrated.ece,
+            reliability=() if calibrated is None else calibrated.reliability,
+            reliability_error=None if calibrated is None else calibrated.reliability_ece,
         )  # fmt: skip
 
 

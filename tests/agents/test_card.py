@@ -80,7 +80,7 @@ def test_an_adapter_is_checked_against_its_own_hash(tmp_path):
         ("{", "not valid JSON"),
         ("[]", "not a card"),
         ('{"task": "sql"}', "not a card"),
-        ('{"format_version": 3, "whatever": 1}', "card format 3 is newer than the 2"),
+        ('{"format_version": 4, "whatever": 1}', "card format 4 is newer than the 3"),
         ('{"format_version": 1, "task": "sql"}', "field required"),
     ],
 )

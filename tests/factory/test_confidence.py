@@ -1,8 +1,11 @@
 """Intervals and calibration against published and hand-computed values."""
 
+import random
+
 import pytest
 
-from factory.confidence import calibrate, expected_calibration_error, wilson
+from agents.confidence import probability
+from factory.confidence import calibrate, expected_calibration_error, reliability_curve, wilson
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,29 @@ def test_thresholds_by_hand():
 def test_equal_confidences_give_one_threshold():
     found = calibrate([1.0] * 5, [True, True, False, True, True])
     assert [(t.threshold, t.kept, t.accuracy) for t in found.thresholds] == [(1.0, 1.0, 0.8)]
+
+
+def test_isotonic_regression_by_hand():
+    # Shares 0, 1, 0.5, 1 in rising confidence: the second and third violate the order and pool to 0.75.
+    pairs = [(0.1, False), (0.1, False), (0.4, True), (0.4, True), (0.5, True), (0.5, False), (0.9, True), (0.9, True)]
+    assert reliability_curve(pairs) == ((0.1, 0.0), (pytest.approx(0.45), 0.75), (0.9, 1.0))
+    assert reliability_curve([(1.0, True)] * 30 + [(1.0, False)] * 10) == ((1.0, 0.75),)
+
+
+def test_straight_lines_between_the_points_and_level_beyond():
+    points = ((0.2, 0.1), (0.6, 0.5), (1.0, 0.7))
+    for confidence, expected in ((0.0, 0.1), (0.2, 0.1), (0.4, 0.3), (0.6, 0.5), (0.8, 0.6), (1.0, 0.7)):
+        assert probability(points, confidence) == pytest.approx(expected)
+    assert probability((), 0.37) == 0.37
+
+
+def test_the_curve_mends_a_confidence_that_says_too_much():
+    """Answers right with the square of their confidence: known, so the curve and its error can be checked against it."""
+    rng = random.Random(7)
+    confidences = [rng.random() for _ in range(4000)]
+    correct = [rng.random() < c**2 for c in confidences]
+    found = calibrate(confidences, correct)
+    assert found.ece > 0.15
+    assert found.reliability_ece < 0.03
+    for c in (0.2, 0.5, 0.8, 0.95):
+        assert probability(found.reliability, c) == pytest.approx(c**2, abs=0.06)
