@@ -287,8 +287,8 @@ def _calibration(predictions: Sequence[Prediction]) -> str:
     thresholds = table(["confidence at least", "answers kept", "of these correct"], rows, [0, 1, 2])
     return (
         f"{thresholds}\n\nExpected calibration error {found.ece:.3f} over {found.n:,} answers (0 is perfect); "
-        f"{found.reliability_ece:.3f} for the probabilities that the card's reliability curve makes of it, each judged on answers "
-        "the curve was not fitted to."
+        f"{found.reliability_ece:.3f} for the probabilities that the card's reliability curve makes of it, each judged "
+        "on answers the curve was not fitted to."
     )
 
 
