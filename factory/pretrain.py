@@ -45,6 +45,8 @@ class PretrainSettings(BaseModel):
     """directory with a folder for every data set and text that the recipe names"""
     init: Path | None = None
     """model directory to go on from, with its tokenizer; default: a new tokenizer and random weights"""
+    tokenizer: Path | None = None
+    """model directory whose tokenizer is taken (a teacher and its student share one); default: a new one"""
     minutes: float | None = Field(None, gt=0)
     """wall-clock minutes of training, instead of the recipe's"""
     epochs: float | None = Field(None, gt=0)
@@ -73,6 +75,10 @@ def run(settings: PretrainSettings, listener: Listener | None = None) -> Path:
         raise SettingsError(f"--resume: there is no run in {path}; leave --resume out to start one, or give its --out")
     if settings.init is not None and not (settings.init / "config.json").is_file():
         raise SettingsError(f"--init {settings.init}: no config.json there; give a model directory")
+    if settings.tokenizer is not None and not (settings.tokenizer / "tokenizer.json").is_file():
+        raise SettingsError(f"--tokenizer {settings.tokenizer}: no tokenizer.json there; give a model directory")
+    if settings.tokenizer is not None and settings.init is not None:
+        raise SettingsError("give --tokenizer or --init, not both: a model to go on from has its tokenizer")
     work = RunDir.claim(path, settings, force=settings.force)
     with closing(work):
         if work.recall().get("finished"):
@@ -101,7 +107,7 @@ def choose_device(device: str) -> None:
 def first_weights(recipe: Recipe, settings: PretrainSettings, parts: list[Part], work: RunDir) -> Path:
     """The directory training starts from: `--init`, or a new tokenizer with random weights, whole or not at all."""
     from factory.scratch import init_weights, new_model, train_tokenizer
-    from factory.train import quiet
+    from factory.train import load_tokenizer, quiet
 
     if settings.init is not None:
         return settings.init
@@ -110,8 +116,11 @@ def first_weights(recipe: Recipe, settings: PretrainSettings, parts: list[Part],
     partial = work.path / ".student.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     with quiet():
-        texts = list(corpus(parts, recipe, settings.data_dir))
-        tokenizer = train_tokenizer(texts, special_tokens(parts, recipe), recipe.vocab)
+        if settings.tokenizer is not None:
+            tokenizer = load_tokenizer(settings.tokenizer)
+        else:
+            texts = list(corpus(parts, recipe, settings.data_dir))
+            tokenizer = train_tokenizer(texts, special_tokens(parts, recipe), recipe.vocab)
         model = new_model(recipe.shape, tokenizer)
         init_weights(model, recipe.seed, recipe.induction)
         model.save_pretrained(partial)

@@ -36,7 +36,16 @@ def test_shipped_recipes_read_and_name_tasks_that_exist() -> None:
 
 def test_the_base_has_at_most_eight_million_parameters_and_the_teacher_more() -> None:
     assert read_recipe("base").shape.parameters < 8.0
-    assert read_recipe("teacher").shape.parameters > 2 * read_recipe("base").shape.parameters
+    assert read_recipe("teacher").shape.parameters > 3 * read_recipe("base").shape.parameters
+    assert read_recipe("teacher-cpu").shape.parameters > read_recipe("base").shape.parameters
+
+
+def test_teacher_and_base_share_what_the_tokenizer_is_made_of() -> None:
+    """So that a student can learn from its teacher's probabilities."""
+    base, teacher = read_recipe("base"), read_recipe("teacher-cpu")
+    for name in ("vocab", "tokenizer_files", "tokenizer_chars", "reserved_tokens", "texts"):
+        assert getattr(base, name) == getattr(teacher, name), name
+    assert [(p.task, p.dataset) for p in base.parts] == [(p.task, p.dataset) for p in teacher.parts]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +67,7 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, said: str) -> Non
 
 
 def test_an_unknown_recipe_lists_the_choices() -> None:
-    with pytest.raises(SettingsError, match=r"unknown recipe 'bse'; choose from base, teacher"):
+    with pytest.raises(SettingsError, match=r"unknown recipe 'bse'; choose from base, teacher, teacher-cpu"):
         read_recipe("bse")
 
 
