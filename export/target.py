@@ -1,7 +1,6 @@
-"""Where a file shall run: memory and speed classes of phones, Raspberry Pi and laptops, and what a file would do there.
+"""Where a file shall run: a class of devices (`factory.devices`) or a size, and what a file would do there.
 
-Does: hold published figures with their sources, refuse a file that does not fit, predict decode speed from the bytes a token
-streams.
+Does: refuse a file that does not fit, predict decode speed from the bytes a token streams.
 Does not: measure anything; every speed here is a prediction and says so.
 
 Decoding one token reads every weight once, so tokens/s is at most (bytes/s) / (bytes a token streams). The published pairs (file,
@@ -16,54 +15,7 @@ from dataclasses import dataclass
 from export.errors import ExportError
 from export.families import Plan
 from export.quant_types import BLOCKS
-
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class DeviceClass:
-    """A class of devices: what a model may take there, and the bytes/s its decoding was published to reach."""
-
-    name: str
-    memory_mb: int
-    """megabytes (1e6 bytes) for weights, cache and runtime together"""
-    memory_reason: str
-    slow_gb_s: float
-    """bytes of weights streamed per second (1e9) on a slow device of the class"""
-    fast_gb_s: float
-    slow_source: str
-    fast_source: str
-
-
-DEVICE_CLASSES: dict[str, DeviceClass] = {
-    device.name: device
-    for device in (
-        DeviceClass(
-            "phone", 1500, "a quarter of a 6 GB phone; Gemma-4-E2B runs there in 1733 MB (ai.google.dev/edge/litert-lm/overview)",
-            11.0, 57.0,
-            "MobileVLM-1.7B Q4_K (0.79 GB) at 14 tokens/s, 4 threads on a Snapdragon 888 CPU "
-            "(llama.cpp docs/multimodal/MobileVLM.md)",
-            "Llama 3.2 1B SpinQuant 4-bit (1083 MiB) at 50.2 tokens/s on a OnePlus 12 CPU "
-            "(pytorch/executorch examples/models/llama/README.md)",
-        ),
-        DeviceClass(
-            "pi", 2000, "half of a 4 GB Raspberry Pi 5",
-            9.8, 10.6,
-            "five quant types of one 0.5B model, 9.8 to 10.6 GB/s of file bytes on a Raspberry Pi 5, 4 threads "
-            "(ggml-org/llama.cpp#26484)",
-            "the same; the memory's own limit is 17 GB/s",
-        ),
-        DeviceClass(
-            "laptop", 8000, "half of a 16 GB laptop",
-            22.0, 47.0,
-            "Llama 3.2 3B Q4_K_M (1.87 GiB) at 11.05 tokens/s, 2 threads on an i3-1315U (geerlingguy/sbc-reviews#107)",
-            "Llama 3.1 8B Q4_K_M (4.92 GB) at 9.63 tokens/s on a Ryzen 7 8840U CPU (brand-o/normiebench#8)",
-        ),
-    )
-}  # fmt: skip
-
-RUNTIME_MB = 50
-"""What the runtime takes beside weights and cache: measured 14 MB a context, 10 to 40 MB of buffers for small models."""
+from factory.devices import DEVICE_CLASSES, GB, RUNTIME_MB, DeviceClass
 
 
 @dataclass(frozen=True)

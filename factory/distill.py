@@ -219,8 +219,20 @@ def plan_text(settings: DistillSettings, stages: Stages, plan: TeacherPlan) -> s
         settings, plan, numbers, train=len(data.train), validation=len(data.validation), out=stages.path, already=already,
         ask_tokens=mean_tokens(stages.task, data.train, plan.dialect),
         row_tokens=mean_tokens(stages.task, data.train, student.dialect),
+        predicted=_predicted(settings, stages, len(data.train)),
     )  # fmt: skip
     return made.text()
+
+
+def _predicted(settings: DistillSettings, stages: Stages, rows: int) -> str | None:
+    """The score of a from-scratch student by its task's measured curve; other students start from more than a curve knows."""
+    from factory.plan import mean_tokens
+    from factory.planner import predicted_line
+
+    if stages.student.kind != "scratch":
+        return None
+    tokens = rows * settings.epochs * sum(mean_tokens(stages.task, stages.read_data().train, stages.student.dialect))
+    return predicted_line(stages.task.name, stages.student.parameters, rows, tokens)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,5 @@
-"""What a run would ask, train, hold and write, before it does: the table of `--dry-run`.
+"""What a run would ask, train, hold and write, before it does: the table of `--dry-run`. As a command (`python -m factory.plan
+--task sql --target phone --score 70`) it asks `planner.py` which student reaches a score.
 
 Does: count calls and tokens, estimate hours and dollars, compare memory needed with memory there. Pure: numbers in, text out.
 Does not: look at hardware, data or models; its caller measured them.
@@ -83,9 +84,11 @@ def make_plan(
     row_tokens: tuple[float, float],
     out: Path,
     already: int = 0,
+    predicted: str | None = None,
 ) -> Plan:
     """Plan a run over `train` and `validation` examples. `ask_tokens` and `row_tokens`: mean (prompt, completion) tokens of one
-    teacher call and of one training row (`mean_tokens`); `already`: answers the ledger holds."""
+    teacher call and of one training row (`mean_tokens`); `already`: answers the ledger holds; `predicted`: the score by the
+    measured curve."""
     samples = 1 if teacher.replays else settings.samples
     gate = min(settings.gate, validation)
     calls = max(0, train * samples - already) + gate
@@ -113,6 +116,7 @@ def make_plan(
         *([("  download", f"{student.download_gb:.1f} GB")] if student.download_gb else []),
         ("training", f"--method {settings.method}: at most {train:,} rows, about {tokens:,} tokens, {settings.epochs:g} epochs"),
         ("  time", timed),
+        *([("score", f"predicted {predicted}")] if predicted else []),
         ("written", f"{out}/"),
         *(("", line) for line in WRITTEN),
         ("estimates", "times are right within a factor of about three; tokens count 4 bytes each"),
@@ -176,3 +180,12 @@ def _duration(hours: float) -> str:
     if hours < 1 / 60:
         return "a minute"
     return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
+
+
+if __name__ == "__main__":
+    import sys
+
+    from factory.cli import run_cli
+    from factory.planner import main
+
+    sys.exit(run_cli(main))

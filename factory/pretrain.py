@@ -27,6 +27,7 @@ from factory.recipe import Recipe, read_recipe
 from factory.rundir import RunDir
 from factory.settings import SettingsError, parse
 from factory.stages import opened, shuffled
+from factory.tasks.task import HasForms
 
 if TYPE_CHECKING:
     from agents.card import Card
@@ -205,16 +206,27 @@ def base_card(recipe: Recipe, scores: dict[str, dict[str, Any]], parts: list[Par
     from factory.evaluate import MAX_TOKENS
 
     names = set(ScoreEntry.model_fields)
+    task, version, template = _asked_as(parts)
     splits = {part.name: part.cards[-1].split for part in parts}
     return Card(
-        name=f"penknife-{recipe.name}", task=ANY_TASK, task_version=1, dialect=DIALECT, prompt_template=f"{ANY_TASK}/{DIALECT}/1",
-        constraint="lark", parser=f"{ANY_TASK}/{DIALECT}", max_tokens=MAX_TOKENS, base=BaseEntry(id=f"recipe:{recipe.name}"),
+        name=f"penknife-{recipe.name}", task=task, task_version=version, dialect=DIALECT, prompt_template=template,
+        constraint="lark", parser=f"{task}/{DIALECT}", max_tokens=MAX_TOKENS, base=BaseEntry(id=f"recipe:{recipe.name}"),
         weights_sha256=sha256_of_weights(work.model), license="Apache-2.0",
         data=tuple(DataEntry(**{k: v for k, v in card.items() if k != "skipped"}) for card in work.recall()["data"]),
         scores={name: ScoreEntry(split=splits[name], **{k: v for k, v in entry.items() if k in names})
                 for name, entry in scores.items()},
         created_by=program(),
     )  # fmt: skip
+
+
+def _asked_as(parts: list[Part]) -> tuple[str, int, str]:
+    """(task, version, prompt template) of the card: those of the only task, in the form of its first part; else of any task."""
+    first = parts[0]
+    if {part.recipe.task for part in parts} != {first.recipe.task}:
+        return ANY_TASK, 1, f"{ANY_TASK}/{DIALECT}/1"
+    form = (first.task.form_of(first.train),) if isinstance(first.task, HasForms) else ()
+    version = first.task.version
+    return first.task.name, version, "/".join((first.task.name, *form, DIALECT, str(version)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -99,7 +99,7 @@ def test_it_learns_and_its_card_says_from_what(made: Path) -> None:
     losses = [event["loss"] for event in log]
     assert losses[-1] < 0.7 * losses[0]
     card = Card.load(made / "model")
-    assert card.task == "any" and card.dialect == "compact"
+    assert card.task == "sql" and card.dialect == "compact" and card.prompt_template == "sql/single/compact/1"
     assert [entry.name for entry in card.data] == ["wikisql", "wikisql", "books"]
     assert card.data[2].license == "public domain" and len(card.data[2].sha256) == 64
     assert card.scores["sql/wikisql"].n > 20
