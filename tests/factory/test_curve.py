@@ -18,8 +18,8 @@ def _law(parameters: float, rows: float, tokens: float) -> float:
 
 
 def _point(parameters: float, rows: int, tokens: int, score: float) -> Point:
-    return Point(task="sql", shape=f"s{parameters}", parameters=parameters, rows=rows, tokens=tokens, tokens_asked=tokens, score=score,
-                 low=score, high=score, n=600, metric="execution", seconds=1.0)  # fmt: skip
+    return Point(task="sql", shape=f"s{parameters}", parameters=parameters, rows=rows, tokens=tokens, tokens_asked=tokens,
+                 score=score, low=score, high=score, n=600, metric="execution", seconds=1.0)  # fmt: skip
 
 
 def _grid(noise: float) -> list[Point]:
