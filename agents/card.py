@@ -85,6 +85,8 @@ class FileEntry(_Part):
     """quant type as llama.cpp spells it (Q8_0, Q4_K_M, ...), or fp32, int8, int4"""
     kind: Literal["model", "adapter"] = "model"
     bits_per_weight: float = Field(gt=0)
+    kept_f16: tuple[str, ...] = ()
+    """tensors a Q8_0 file has in F16, because it would be too far from its source otherwise"""
     source_sha256: str
     """`sha256_of_weights` of the directory it was converted from"""
     sha256: str | None = None

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,11 +82,17 @@ class Converted:
 
 
 def convert(
-    source: Source, out: Path | str, type: str = "F16", progress: Progress | None = None, head: str | None = None
+    source: Source,
+    out: Path | str,
+    type: str = "F16",
+    progress: Progress | None = None,
+    head: str | None = None,
+    keep: Collection[str] = (),
 ) -> Converted:
     """Write `source` to the GGUF file `out`, whole or not at all; an adapter is merged into its base in float32.
 
-    `head`: another type for the output head (the embedding when it is tied), where 8 bits lose most of what they lose.
+    `head`: another type for the output head (the embedding when it is tied), where 8 bits lose most of what they lose. `keep`:
+    tensors that stay in F16.
 
     Raises ExportError for an unknown type, a tokenizer or value that the file cannot hold, too little room; OSError.
     """
@@ -99,7 +105,7 @@ def convert(
         raise ExportError(f"{out.parent} is not a directory; create it, or choose another --out")
     words = vocabulary(source.tokenizer, source.config["vocab_size"], end_ids(source), str(source.tokenizer_dir))
     proof = prove(source.tokenizer, source.plan.architecture, words.metadata, str(source.tokenizer_dir))
-    chosen = {tensor.name: stored_as(tensor, type, source, head) for tensor in source.plan.tensors}
+    chosen = {tensor.name: stored_as(tensor, type, source, head, keep) for tensor in source.plan.tensors}
     announced = [_announce(tensor, chosen[tensor.name]) for tensor in source.plan.tensors]
     needed = sum(tensor.size_bytes for tensor in announced)
     _check_room(out, needed)
@@ -134,11 +140,13 @@ def end_ids(source: Source) -> list[int]:
     return [int(number) for number in ids if number is not None]
 
 
-def stored_as(tensor: PlannedTensor, type: str, source: Source, head: str | None = None) -> str:
-    """The type one tensor gets in a file of `type`: vectors F32, rows that are no multiple of 32 F16, the head `head`, else Q8_0
-    in a 4- or 5-bit file (in 4 bits it costs most of the loss)."""
+def stored_as(tensor: PlannedTensor, type: str, source: Source, head: str | None = None, keep: Collection[str] = ()) -> str:
+    """The type one tensor gets in a file of `type`: vectors F32, rows that are no multiple of 32 and those of `keep` F16, the head
+    `head`, else Q8_0 in a 4- or 5-bit file (in 4 bits it costs most of the loss)."""
     if tensor.role == "vector":
         return "F32"
+    if tensor.name in keep:
+        return "F16"
     is_head = tensor.role == "head" or (tensor.role == "embedding" and bool(source.config.get("tie_word_embeddings")))
     if is_head and head is not None:
         type = head

@@ -178,6 +178,22 @@ def gate(
     )
 
 
+def distance(source: Source, file_spec: str, settings: GateSettings, events: EventLog) -> tuple[float | None, float | None]:
+    """(mean KLD of a file, that of the source in bfloat16) on the texts `gate` compares, without asking a question.
+
+    None where its engine is missing or cannot use it. Raises what `gate` raises.
+    """
+    path = file_path(file_spec)
+    if missing_backend(file_spec, path) is not None:
+        return None, None
+    questions, _ = questions_of(source, settings)
+    loaded = questions.load() if questions is not None else None
+    ours = measured_source(source, questions, loaded, sliding_window(source.config), settings.batch, settings.patience_s, events)
+    job = Job(model=file_spec, options=_options(file_spec, path, settings), reference=ours.directory)
+    parity = run_probe(job, settings.patience_s, events, f"compare {path.name}").found.parity
+    return parity.kld if parity is not None else None, ours.bfloat16.kld if ours.bfloat16 is not None else None
+
+
 def judge(
     outcome: Outcome, ours: Measured, paired: Paired | None, settings: GateSettings, full_precision: bool
 ) -> tuple[Verdict, str]:

@@ -27,7 +27,7 @@ from agents.card import program
 from agents.models.llama_library import INSTALL
 from export.errors import ExportError
 from export.gate import GateReport, GateSettings
-from export.quant_types import Recipe, predict
+from export.quant_types import Prediction, Recipe, predict
 from export.quants import as_json, check_quant, check_tensor_type, llama_cpp_missing, our_types
 from export.result import ExportResult, print_result, record
 from export.source import Source
@@ -50,6 +50,9 @@ class GgufSettings(GateSettings):
     """tensor type of the output head (the embedding, where both are one); default: the quant type's own rule"""
     importance: bool | None = None
     """round with an importance matrix; default: for K and IQ types where calibration rows are found, and with --calibration"""
+    mixed: bool = True
+    """Q8_0: where the file is further from its source than KLD 1e-4 (or --max-kld) and than the source in bfloat16, leave the
+    tensors in F16 whose rounding costs most"""
     calibration: Path | None = None
     """text or JSONL the importance matrix is measured on; default: the run's training rows"""
     lora: Literal["merge", "adapter"] = "merge"
@@ -71,6 +74,7 @@ class GgufSettings(GateSettings):
 def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResult:
     """Export. Raises ExportError, CardError, TaskError or OSError before or instead of a half-written file."""
     from export.auto import choose, row
+    from export.mixed import nearer
     from export.workshop import Workshop, check_place
 
     started = time.monotonic()
@@ -97,10 +101,13 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
             made, why, tried, skipped = choice.picked, choice.why, choice.tried, choice.skipped
         else:
             made, why, tried, skipped = shop.make(recipe), "", (), ()
-            if settings.gate:
-                made = shop.check(made, settings)
-            _check_size(made.bytes, source, target)
-            if target is not None and target.device is not None and made.report is not None and made.report.verdict == "kept":
+        _check_size(made.bytes, source, target)
+        if settings.gate and settings.mixed and made.recipe.quant == "Q8_0":
+            made = nearer(shop, made, settings, lambda found: _fits(found, source, target))
+        if settings.gate and made.report is None:
+            made = shop.check(made, settings)
+        if target is not None and target.device is not None and made.decode is None:
+            if made.report is not None and made.report.verdict == "kept":
                 made = replace(made, decode=_decode(made.path, source, events))
         types = made.types
         path = shop.publish(made)
@@ -179,6 +186,10 @@ def _check_means(settings: GgufSettings, recipe: Recipe | None, source: Source, 
     if said is not None:
         plan.warn(said)
     plan.metric(bytes=prediction.tensor_bytes, bits_per_weight=prediction.bits_per_weight)
+
+
+def _fits(prediction: Prediction, source: Source, target: Target | None) -> bool:
+    return target is None or target.excess(prediction.tensor_bytes, cache_bytes(source.plan)) is None
 
 
 def _check_size(size: int, source: Source, target: Target | None) -> None:

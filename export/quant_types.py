@@ -78,6 +78,8 @@ class Recipe:
     """tensor type of the output head (of the embedding, where both are one); None leaves it to the type's own rule"""
     importance: bool = False
     """rounded with an importance matrix"""
+    keep: tuple[str, ...] = ()
+    """tensors left in F16 because rounding them costs most (`export.mixed`)"""
 
     @property
     def type(self) -> QuantType:
@@ -91,7 +93,8 @@ class Recipe:
     @property
     def label(self) -> str:
         """Its name in tables and messages: "Q4_0", "IQ4_XS, head Q8_0"."""
-        return self.quant if self.head is None else f"{self.quant}, head {self.head}"
+        kept = f", {len(self.keep)} {'tensor' if len(self.keep) == 1 else 'tensors'} in F16" if self.keep else ""
+        return (self.quant if self.head is None else f"{self.quant}, head {self.head}") + kept
 
     @property
     def options(self) -> str:
@@ -156,6 +159,7 @@ def predict(plan: Plan, recipe: Recipe) -> Prediction:
     for tensor in sorted(plan.tensors, key=lambda tensor: _layer_order(tensor.name)):
         columns, count = tensor.shape[-1], math.prod(tensor.shape)
         wanted = "F32" if len(tensor.shape) < 2 else rule.wanted(tensor.name)
+        wanted = "F16" if tensor.name in recipe.keep else wanted
         got = wanted
         if columns % BLOCKS[wanted][0] != 0:
             got = _SMALLER_BLOCK.get(wanted, wanted)

@@ -124,7 +124,7 @@ class Workshop:
                 details["importance"] = importance.as_json()
                 notes.append(f"importance from {importance.calibration.say()}")
         else:
-            notes += self._convert(path, recipe.quant, f"convert to {recipe.quant}")
+            notes += self._convert(path, recipe.quant, f"convert to {recipe.label}", recipe.keep)
         found = surprises(prediction, written(path))
         if found:
             notes.append(f"{len(found)} tensors are not of the predicted type ({found[0]}); the sizes printed are the file's own")
@@ -138,16 +138,17 @@ class Workshop:
         """Card and seal into the file, then move it to its name: with `.rejected` behind it when it lost too much."""
         if self.source.card is not None:
             entry = FileEntry(name=self.out.name, format="gguf", precision=made.recipe.quant,
-                              bits_per_weight=made.bits_per_weight, source_sha256=self.source.sha256)  # fmt: skip
+                              bits_per_weight=made.bits_per_weight, kept_f16=made.recipe.keep,
+                              source_sha256=self.source.sha256)  # fmt: skip
             write_card(made.path, card_for_file(self.source.card, entry, made.report))
         seal(made.path)
         target = self.out if made.kept else self.out.with_name(self.out.name + REJECTED)
         made.path.replace(target)
         return target
 
-    def _convert(self, path: Path, type: str, name: str) -> list[str]:
+    def _convert(self, path: Path, type: str, name: str, keep: tuple[str, ...] = ()) -> list[str]:
         with self.events.stage(name, total=self.source.parameters, unit="weights") as stage:
-            made = convert(self.source, path, type, lambda done, _: stage.advance(done - stage.done))
+            made = convert(self.source, path, type, lambda done, _: stage.advance(done - stage.done), keep=keep)
         if path.name == "exact.gguf":
             self._exact_notes = made.notes
         return list(made.notes)
