@@ -18,9 +18,12 @@ StopReason = Literal["stop", "length", "tool_calls", "constraint", "timeout", "c
 
 
 class Frozen(BaseModel):
-    """Immutable value that refuses unknown fields."""
+    """Immutable value that refuses unknown fields.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Its validator is built when the first one is made, not at import. Defaults are made with `model_construct`, which needs none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class ToolSpec(Frozen):
@@ -78,7 +81,7 @@ class Request(Frozen):
     """
 
     messages: tuple[Message, ...]
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Sampling.model_construct()
     constraint: Constraint | None = None
     tools: tuple[ToolSpec, ...] = ()
     adapters: tuple[Adapter, ...] = ()
@@ -121,8 +124,8 @@ class Reply(Frozen):
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    usage: Usage = Usage()
-    timings: Timings = Timings()
+    usage: Usage = Usage.model_construct()
+    timings: Timings = Timings.model_construct()
     stop_reason: StopReason = "stop"
     model: str = ""
     error: str | None = None

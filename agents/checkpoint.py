@@ -4,7 +4,8 @@ Does: append one row per finished step (changes, where it went, the events worth
 results of side effects before their step ends, and let one writer at a time have a thread.
 Does not: copy whole states, or know graphs: `agents.loop` turns rows into a state again.
 
-Schema 1: a row's id is its thread's number << 32 | its place in the thread. A file written by a newer schema is refused.
+Schema 2: a row's id is its thread's number << 32 | its place in the thread; its events are packed. Schema 1 had them as JSON
+lines and is read and gone on with; a file written by a newer schema is refused.
 WAL with synchronous=normal: a killed process loses nothing that was committed; a power cut may lose the last steps, never the
 file. Beside the file lie its journal (`-wal`, about a MB, gone when the file is closed) and `-threads` (locks).
 """
@@ -25,7 +26,7 @@ from agents.events import UnknownOutcome
 from agents.interrupts import Interrupt
 from agents.route import GraphError
 
-SCHEMA = 1
+SCHEMA = 2
 _APPLICATION = 0x506E6B66
 _TABLES = """
 CREATE TABLE threads (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, graph TEXT NOT NULL, parent TEXT);
@@ -54,7 +55,7 @@ class Row:
     """One line of a thread. `kind`: "start" (data: the whole state), "node" (changes, routes), "interrupt", "answer",
     "error" (a step that failed for good, for its events: the thread stands before it).
 
-    `at_ms` is Unix time in milliseconds; `data` is JSON; `events` are JSON lines or None.
+    `at_ms` is Unix time in milliseconds; `data` is JSON; `events` are packed (`agents.stored_events`) or None.
     """
 
     seq: int
@@ -63,7 +64,7 @@ class Row:
     node: str | None
     at_ms: int
     data: str
-    events: str | None = None
+    events: bytes | str | None = None
 
 
 class Store:
@@ -110,6 +111,8 @@ class Store:
                     for statement in _TABLES.split(";"):
                         db.execute(statement)
             self._fits(path, db.execute("PRAGMA user_version").fetchone()[0])
+        elif version < SCHEMA:
+            db.execute(f"PRAGMA user_version={SCHEMA}")  # rows written from here on are packed
 
     def _fits(self, path: str, version: int) -> None:
         if self._db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
@@ -172,7 +175,7 @@ class Store:
             query = "SELECT id - ?, kind, step, node, at_ms, data, events FROM rows WHERE id BETWEEN ? AND ? ORDER BY id"
             return [Row(*row) for row in self._db.execute(query, (number << 32, first, last))]
 
-    def append(self, number: int, seq: int, kind: str, step: int, node: str | None, data: str, events: str | None) -> None:
+    def append(self, number: int, seq: int, kind: str, step: int, node: str | None, data: str, events: bytes | None) -> None:
         """Write one row and commit it. Raises StoreError when another writer was there, or the disk is full."""
         try:
             with self._lock:

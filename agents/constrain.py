@@ -40,7 +40,7 @@ THREADS_WORTH_IT = 4
 class Constraint(BaseModel):
     """A grammar as data: `source` is Lark text, a regex, compact JSON of a schema, or compact JSON of a list of choices."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     kind: Kind
     source: str

@@ -217,7 +217,8 @@ KINDS: dict[str, type[Event]] = {
 
 
 @cache
-def _adapter(kind: str) -> Any:
+def adapter_of(kind: str) -> Any:
+    """pydantic's adapter for the events of one kind."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(KINDS[kind])
@@ -233,11 +234,15 @@ def to_json(event: Event) -> str:
 
 def from_json(line: str | bytes) -> Event:
     """The event of one line. Raises ValueError naming an unknown kind or a field that does not fit."""
-    body = json.loads(line)
+    return event_of(json.loads(line))
+
+
+def event_of(body: Any) -> Event:
+    """The event that this JSON object is; what it leaves out has its default. Raises ValueError as `from_json` does."""
     kind = body.pop("kind", None) if isinstance(body, dict) else None
     if kind not in KINDS:
         raise ValueError(f"unknown event kind {kind!r}; known: {', '.join(KINDS)}")
-    event: Event = _adapter(kind).validate_json(json.dumps(body))
+    event: Event = adapter_of(kind).validate_json(json.dumps(body))
     return event
 
 

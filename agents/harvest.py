@@ -23,8 +23,9 @@ from typing import Any
 from agents.artifact import find_task
 from agents.card import CardError
 from agents.chat import ModelError
-from agents.events import Escalated, from_json
+from agents.events import Escalated
 from agents.route import GraphError
+from agents.stored_events import unpack
 from agents.tools import PersonaError
 
 Verify = Callable[[str, str], str]
@@ -46,18 +47,14 @@ def escalations(store: Path) -> Iterator[Escalated]:
     from agents.checkpoint import Store
 
     opened = Store(store)
-    seen: set[tuple[int, str]] = set()
+    seen: set[tuple[int, bytes | str | None]] = set()
     try:
         for thread in opened.threads():
             for row in opened.rows(thread):
-                if row.events is None or '"escalated"' not in row.events or (row.at_ms, row.events) in seen:
-                    continue
-                seen.add((row.at_ms, row.events))
-                for line in row.events.splitlines():
-                    if '"escalated"' in line:
-                        event = from_json(line)
-                        if isinstance(event, Escalated):
-                            yield event
+                found = [event for event in unpack(row.events) if isinstance(event, Escalated)]
+                if found and (row.at_ms, row.events) not in seen:
+                    seen.add((row.at_ms, row.events))
+                    yield from found
     finally:
         opened.close()
 

@@ -27,6 +27,7 @@ from agents.events import Scope
 from agents.interrupts import Interrupt
 from agents.route import END, Goto, GraphError
 from agents.state import Changes, Fields
+from agents.stored_events import pack
 from agents.topology import Node, Plan, Route, near
 from agents.trace import Trace
 
@@ -182,8 +183,7 @@ class Loop:
             return
         with self.lock:
             kept = self.kept.pop(step, None)
-            lines = None if kept is None else "\n".join(ev.to_json(event) for event in kept)
-            self.store.append(self.number, self.seq, kind, step, node, data.decode(), lines)
+            self.store.append(self.number, self.seq, kind, step, node, data.decode(), None if kept is None else pack(kept))
             self.seq += 1
 
     # --- rounds

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from agents.cascade import Cascade
     from agents.route import Choice
 
-GIVEN = Sampling()
+GIVEN = Sampling.model_construct()
 AdapterLike = str | Path | Adapter | tuple[str | Path, float]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from agents import events as ev
+from agents.stored_events import unpack
 from agents.trace import PersonaUsage, Trace
 
 
@@ -47,12 +48,12 @@ class Snapshot:
     state: BaseModel
     next: tuple[str, ...]
     at: datetime
-    lines: str | None = None
+    kept: bytes | str | None = None
 
     @property
     def events(self) -> list[ev.Event]:
         """The step's kept events: model and tool calls, repairs, guards, escalations, warnings, failures."""
-        return [] if self.lines is None else [ev.from_json(line) for line in self.lines.splitlines()]
+        return unpack(self.kept)
 
 
 def moment(at_ms: int) -> datetime:
