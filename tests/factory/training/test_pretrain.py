@@ -15,7 +15,7 @@ from factory import events
 from factory.evaluate import evaluate_model
 from factory.mixture import load_rows
 from factory.pretrain import PretrainSettings, run
-from factory.settings import EvaluateSettings, SettingsError
+from factory.settings import DistillSettings, EvaluateSettings, SettingsError, StudentSettings
 from factory.tasks.sql.sources import BUNDLED
 from factory.tasks.task import TaskError
 from factory.train import load_tokenizer
@@ -151,3 +151,29 @@ def test_goes_on_from_a_model_that_is_there(made: Path, data_dir: Path, tmp_path
 def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="data-dir"):
         run(PretrainSettings(recipe=_recipe(tmp_path), out=tmp_path / "run"))
+
+
+def test_stored_as_the_embedded_base_and_found_by_name(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from factory import embedded
+    from factory.student import StudentError, resolve_student
+    from factory.teacher import TeacherError, resolve_teacher
+
+    monkeypatch.setattr(embedded, "HOME", tmp_path)
+    with pytest.raises(StudentError, match="no embedded base; choose scratch:tiny"):
+        resolve_student("embedded", StudentSettings())
+    with pytest.raises(TeacherError, match="no embedded teacher; give --teacher recorded"):
+        resolve_teacher("embedded", DistillSettings())
+    for kind in ("base", "teacher"):
+        embedded.store(made / "model", kind, home=tmp_path)
+    card = Card.load(tmp_path / "base")  # checks the weights' hash
+    assert card.scores == Card.load(made / "model").scores
+    whole, kept = (
+        (made / "model" / "model.safetensors").stat().st_size,
+        (tmp_path / "base" / "model.safetensors").stat().st_size,
+    )
+    assert 0.45 < kept / whole < 0.6  # 16 bits instead of 32
+    student = resolve_student("embedded", StudentSettings())
+    assert student.spec == "embedded" and student.dialect == "compact" and student.model_id == str(tmp_path / "base")
+    assert resolve_teacher("embedded", DistillSettings(method="logits", teacher="embedded")).dialect == "compact"
+    with pytest.raises(SettingsError, match="choose from base, teacher"):
+        embedded.store(made / "model", "student", home=tmp_path)
