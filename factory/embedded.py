@@ -53,6 +53,7 @@ def store(model_dir: Path, kind: str, name: str | None = None, home: Path = HOME
         AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16, trust_remote_code=False).save_pretrained(partial)
         load_tokenizer(model_dir).save_pretrained(partial)
     named = {"name": name} if name is not None else {}
+    (partial / "model.safetensors").chmod(0o644)
     card.model_copy(update={**named, "weights_sha256": sha256_of_weights(partial)}).save(partial)
     shutil.rmtree(home / kind, ignore_errors=True)
     partial.rename(home / kind)

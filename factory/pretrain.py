@@ -211,7 +211,7 @@ def base_card(recipe: Recipe, scores: dict[str, dict[str, Any]], parts: list[Par
     return Card(
         name=f"penknife-{recipe.name}", task=task, task_version=version, dialect=DIALECT, prompt_template=template,
         constraint="lark", parser=f"{task}/{DIALECT}", max_tokens=MAX_TOKENS, base=BaseEntry(id=f"recipe:{recipe.name}"),
-        weights_sha256=sha256_of_weights(work.model), license="Apache-2.0",
+        weights_sha256=sha256_of_weights(work.model), license=recipe.license,
         data=tuple(DataEntry(**{k: v for k, v in card.items() if k != "skipped"}) for card in work.recall()["data"]),
         scores={name: ScoreEntry(split=splits[name], **{k: v for k, v in entry.items() if k in names})
                 for name, entry in scores.items()},

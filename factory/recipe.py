@@ -59,6 +59,8 @@ class Recipe(_Part):
     heads: int = Field(ge=1)
     kv_heads: int = Field(ge=1)
     vocab: int = Field(ge=512)
+    license: str = "Apache-2.0"
+    """SPDX name of the weights' licence: share-alike data asks for its own"""
     tokenizer_chars: int = Field(3_000_000, ge=0)
     """characters of running text the tokenizer is trained on, beside the tasks' own"""
     tokenizer_files: tuple[str, ...] = ()
