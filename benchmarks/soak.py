@@ -4,7 +4,7 @@ Does: ask every question alone first; then run all threads at once, each with it
 personas on one shared model at temperature 0; compare every answer, sample resident memory, measure the store.
 Does not: judge the answers. A continuous batch may add floats in another order, so that a near tie falls the other way: such an
 answer is a near tie only if, where it first differs, the token it took was within `TIES` of the solo run's (twice what the
-engine says logits may move by); any other difference is a fault, and a fault that repeats another question's answers is cross-talk.
+engine says logits may move by); any other difference is a fault, and one that repeats another question's answers cross-talk.
 
 Run: python -m benchmarks.soak [--threads 64] [--minutes 10] [--each 10] [--model scripted | gguf:FILE] [--kv f32] [--json FILE]
 

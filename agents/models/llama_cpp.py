@@ -218,7 +218,8 @@ class LlamaCppModel:
         """
         if not 0 < len(ids) <= self.context:
             raise ModelError(f"{self.name}: {len(ids)} tokens cannot be scored; give 1 to {self.context}")
-        return self._use().engine.logits(list(ids), tuple((str(Path(path).resolve()), scale) for path, scale in adapters))
+        shared = self._use()
+        return shared.engine.logits(list(ids), tuple((shared.weights.adapter(Path(path)), scale) for path, scale in adapters))
 
     def _use(self) -> Shared:
         if self._shared is None:
@@ -239,9 +240,7 @@ class LlamaCppModel:
 
         sampling = request.sampling
         ids, cut = self._prompt(request)
-        adapters = tuple((str(Path(a.path).resolve()), a.scale) for a in request.adapters if a.scale != 0.0)
-        for path, _ in adapters:
-            shared.weights.adapter(Path(path))
+        adapters = tuple((shared.weights.adapter(Path(a.path)), a.scale) for a in request.adapters if a.scale != 0.0)
         job = Job(ids, sampling.max_tokens, adapters, sampling.temperature, sampling.top_p, sampling.seed, stop=sampling.stop)
         if sampling.logprobs or sampling.top_logprobs:
             job.top = sampling.top_logprobs
