@@ -35,6 +35,7 @@ from agents.tools import PersonaError, Tool, ToolError, tool
 CELL_CHARS = 400
 """Characters of one cell that a model is shown."""
 TABLES_SHOWN = 60
+State = tuple[object, ...]
 WRITERS_MET = 8
 """Times a statement is begun again because the file was closed or written under it."""
 
@@ -51,7 +52,7 @@ class SqliteTools:
         self.limits = Limits(seconds=seconds, rows=rows, result_bytes=result_bytes, first=True)
         self._lock = threading.Lock()
         self._open: Sandbox | None = None
-        self._seen: tuple[object, ...] | None = None
+        self._seen: State | None = None
         """what the file was when it was opened as one that nobody changes; None when it is opened so that changes are seen"""
         try:
             self._schema_at, self._schema = _state(self.path), _schema(read_only_uri(self.path))
@@ -81,26 +82,27 @@ class SqliteTools:
 
     def run(self, sql: str) -> Result:
         """Rows of one reading statement, at most `rows`. Raises ExecError."""
+        seen: State | None = None
         for _ in range(WRITERS_MET):
             try:
-                sandbox = self._sandbox()
+                sandbox, seen = self._sandbox()
                 result = sandbox.run(sql, self.limits)
             except SandboxClosed:  # another thread came in between
                 continue
             except (DatabaseFileError, sqlite3.Error) as error:
-                if self._changed():
+                if self._changed(seen):
                     continue
                 raise ExecError("does-not-run", f"{self.path.name} cannot be read any more: {error}") from None
             except ExecError:
-                if self._changed():
+                if self._changed(seen):
                     continue
                 raise
-            if not self._changed():
+            if not self._changed(seen):
                 return result
         raise ExecError("time-out", f"{self.path.name} is being written all the time; ask again")
 
-    def _sandbox(self) -> Sandbox:
-        """The open file; opened anew when somebody wrote into one that was opened as unchanging."""
+    def _sandbox(self) -> tuple[Sandbox, State | None]:
+        """The open file, opened anew when somebody wrote into one opened as unchanging; and what it was if it is such a one."""
         old = None
         with self._lock:
             if self._open is not None and self._seen is not None and self._seen != _state(self.path):
@@ -109,15 +111,14 @@ class SqliteTools:
                 seen = _state(self.path)
                 uri = read_only_uri(self.path)
                 self._open, self._seen = sandbox_over(connect_read_only(uri)), seen if "immutable=1" in uri else None
-            opened = self._open
+            opened = self._open, self._seen
         if old is not None:
             old.close()
         return opened
 
-    def _changed(self) -> bool:
+    def _changed(self, seen: State | None) -> bool:
         """Whether what was just read may be torn: somebody wrote into a file that was opened as unchanging."""
-        with self._lock:
-            return self._seen is not None and self._seen != _state(self.path)
+        return seen is not None and seen != _state(self.path)
 
     def close(self) -> None:
         """Close the connection; the next statement opens another."""
@@ -176,7 +177,7 @@ def _cell(cell: object) -> object:
     return cell
 
 
-def _state(path: Path) -> tuple[object, ...]:
+def _state(path: Path) -> State:
     """Size and time of change of a file and of its write-ahead log: what a writer cannot help changing."""
     found: list[object] = []
     for file in (path, path.with_name(path.name + "-wal")):
