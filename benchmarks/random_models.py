@@ -1,7 +1,7 @@
 """Models of known shapes with random weights and a vocabulary learnt from the bundled questions, exported to GGUF.
 
-Does: build `small` (30M parameters, vocabulary 8k) and `smol` (SmolLM2-135M's shape, vocabulary 49k) from a fixed seed,
-write each as F16, Q8_0 or Q4_0 with the program's own converter.
+Does: build `tiny` (6M parameters, vocabulary 4k), `small` (30M, 8k) and `smol` (SmolLM2-135M's shape, 49k) from a fixed seed,
+write each as F32, F16, Q8_0 or Q4_0 with the program's own converter.
 Does not: train; what such a model says means nothing, what it costs does.
 """
 
@@ -18,6 +18,8 @@ TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6,
+             "num_attention_heads": 4, "num_key_value_heads": 2},
     "small": {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
               "num_attention_heads": 8, "num_key_value_heads": 4},
     "smol": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,

@@ -3,10 +3,12 @@
 Does: ask every question alone first; then run all threads at once, each with its own questions and thread id in one store, two
 personas on one shared model at temperature 0; compare every answer, sample resident memory, measure the store.
 Does not: judge the answers. A continuous batch may add floats in another order, so that a near tie falls the other way: such an
-answer is a near tie only if, where it first differs, the token it took was within `TIES` of the solo run's (twice what the
-engine says logits may move by); any other difference is a fault, and a fault that repeats another question's answers is cross-talk.
+answer is a near tie only if, where it first differs, the token it took was within `--tie` of the solo run's (twice what the
+engine says logits may move by); any other difference is a fault, and one that repeats another question's answers cross-talk.
 
-Run: python -m benchmarks.soak [--threads 64] [--minutes 10] [--each 10] [--model scripted | gguf:FILE] [--kv f32] [--json FILE]
+Run: python -m benchmarks.soak [--threads 64] [--minutes 10] [--each 10] [--model scripted | random | gguf:FILE] [--json FILE]
+
+`random` is a 6M model with random weights in F32: every question has its own answer, and nothing but the order of sums moves it.
 
 Targets: resident memory flat within 5 % after warm-up, no cross-talk, no error, no difference beyond a near tie (scripted: none).
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sqlite3
 import subprocess
 import sys
@@ -37,8 +40,8 @@ from agents.events import ModelCalled
 ROOT = Path(__file__).resolve().parents[1]
 FLAT = 0.05
 EVERY_S = 5.0
-TIES = {"f16": 0.06, "f32": 2e-4}
-"""Twice what `agents.models.llama_cpp` says a logit may move by, in nats, by what keys and values are kept in."""
+TIE = 2e-4
+"""Twice what a log-probability may move by beside others with an F32 file and --kv f32, in nats (`agents.models.llama_cpp`)."""
 
 
 class State(BaseModel):
@@ -69,7 +72,7 @@ class Alone:
     tokens: tuple[tuple[TokenLogprob, ...], ...]
 
 
-def opened(spec: str, kv: str = "f16") -> Any:
+def opened(spec: str, kv: str = "f32") -> Any:
     return Echo() if spec == "scripted" else open_model(spec, kv=kv)
 
 
@@ -113,19 +116,22 @@ def outcome(run: Run) -> Alone:
     return Alone((run.state.draft, run.state.answer), tuple(call.reply.logprobs for call in calls))
 
 
-def distance(solo: Alone, now: Alone) -> float | None:
-    """Nats between the solo run's token and the one taken where two runs first differ; None when that cannot be told."""
+def compared(solo: Alone, now: Alone) -> tuple[float, float | None]:
+    """(the most a token's log-probability moved by up to where two runs first differ, nats between the solo run's token and the
+    one taken there). The second is None where they do not differ, infinite where it cannot be told."""
+    moved = 0.0
     for was, is_ in zip(solo.tokens, now.tokens):
         for one, other in zip(was, is_):
             if one.id != other.id:
-                rival = next((value for id, _, value in one.top if id == other.id), None)
-                return None if rival is None else one.logprob - rival
+                rival = next((value for id, _, value in one.top if id == other.id), -math.inf)
+                return moved, one.logprob - rival
+            moved = max(moved, abs(one.logprob - other.logprob))
         if len(was) != len(is_):
-            return None
-    return None
+            return moved, math.inf
+    return moved, None
 
 
-def soak(spec: str, threads: int, minutes: float, tokens: int, each: int, kv: str, place: Path) -> dict[str, Any]:
+def soak(spec: str, threads: int, minutes: float, tokens: int, each: int, kv: str, tie: float, place: Path) -> dict[str, Any]:
     """Counts, memory and errors of one soak; `place` gets the store."""
     model, process = opened(spec, kv), psutil.Process()
     g = graph(model, tokens)
@@ -135,8 +141,8 @@ def soak(spec: str, threads: int, minutes: float, tokens: int, each: int, kv: st
     counts: Counter[str] = Counter()
     errors: list[str] = []
     gaps: list[float] = []
+    moved = [0.0]
     lock = threading.Lock()
-    tie = TIES[kv]
 
     def work(i: int) -> None:
         n = 0
@@ -154,8 +160,9 @@ def soak(spec: str, threads: int, minutes: float, tokens: int, each: int, kv: st
                 continue
             said = (run.state.draft, run.state.answer)
             same = said == alone[question].said
-            gap = None if same else distance(alone[question], outcome(run))
+            shift, gap = compared(alone[question], outcome(run))
             with lock:
+                moved[0] = max(moved[0], shift)
                 counts["answers"] += 1
                 counts["other question"] += run.state.question != question
                 if not same:
@@ -163,7 +170,7 @@ def soak(spec: str, threads: int, minutes: float, tokens: int, each: int, kv: st
                     fault = gap is None or gap > tie
                     counts["unexplained"] += fault
                     counts["another's answer"] += fault and said in whose
-                    if gap is not None:
+                    if gap is not None and not math.isinf(gap):
                         gaps.append(gap)
 
     rss: list[float] = []
@@ -200,6 +207,7 @@ def soak(spec: str, threads: int, minutes: float, tokens: int, each: int, kv: st
         "mismatch_share": counts["mismatches"] / n if n else None,
         "unexplained_mismatches": counts["unexplained"],
         "near_tie_nats": {"allowed": tie, "largest": max(gaps, default=None)},
+        "largest_move_of_a_log_probability": moved[0],
         "crosstalk": counts["other question"] + counts["another's answer"],
         "errors": counts["errors"],
         "first_errors": errors[:3],
@@ -220,13 +228,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=64)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--each", type=int, default=10, help="different questions of each thread")
-    parser.add_argument("--model", default="scripted", help="scripted, or what open_model takes")
-    parser.add_argument("--kv", choices=list(TIES), default="f16", help="what a GGUF model keeps keys and values in")
+    parser.add_argument("--model", default="scripted", help="scripted, random, or what open_model takes")
+    parser.add_argument("--kv", choices=["f16", "f32"], default="f32", help="what a GGUF model keeps keys and values in")
+    parser.add_argument("--tie", type=float, default=TIE, help="nats a token may be behind the solo run's (default %(default)s)")
     parser.add_argument("--tokens", type=int, default=24, help="longest answer")
     parser.add_argument("--json", type=Path, help="also write the result here")
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as place:
-        result = soak(given.model, given.threads, given.minutes, given.tokens, given.each, given.kv, Path(place))
+        spec = given.model
+        if spec == "random":
+            from benchmarks.random_models import gguf_file
+
+            spec = f"gguf:{gguf_file('tiny', 'F32', Path(place))}"
+        result = soak(spec, given.threads, given.minutes, given.tokens, given.each, given.kv, given.tie, Path(place))
+        result["model"] = given.model
     result["met"] = {
         "resident memory flat within 5 %": abs(result["rss_growth"]) <= FLAT,
         "no cross-talk": result["crosstalk"] == 0,

@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
         weights.tokenize("".join(piece.decode("utf-8", "replace") for piece in weights.spelled[:4096]))
         batch = Batch(weights, cells=512, sequences=4, tokens=64, threads=1, outputs=64)
         if len(argv) > 1:
-            batch.use([(weights.adapter(Path(argv[1]), trusted=True), 1.0)])
+            batch.use([(weights.loaded(weights.adapter(Path(argv[1]), trusted=True)), 1.0)])
         ids = [*range(min(32, weights.width)), weights.width - 1]
         for at, part in ((0, ids), (len(ids), ids[:1])):
             batch.clear()

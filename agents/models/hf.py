@@ -1,13 +1,14 @@
 """Transformers models (and peft adapters on them) as a ChatModel: batched, KV-cached, constrained.
 
 Does: check a directory before loading it, render messages with the model's own chat template, decode batches sorted by length,
-yield each reply as its row ends.
+requests with the same adapters together, yield each reply as its row ends.
 Does not: train, score given texts, quantize, parse tool calls out of text, or run code that comes with a model.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents.chat import Message, ModelError, Reply, Request, StopReason, Timings, TokenLogprob, ToolSpec, Usage
+from agents.chat import Adapter, Message, ModelError, Reply, Request, StopReason, Timings, TokenLogprob, ToolSpec, Usage
 from agents.constrain import ConstraintError, Engine, Matcher
 from agents.models.directory import check_directory
 
 if TYPE_CHECKING:
     from agents.models.decode import Batch, Row
+    from agents.models.hf_adapters import Names, PeftAdapters
 
 
 class HfOptions(BaseModel):
@@ -83,6 +85,9 @@ class TransformersModel:
         self._engine: Engine | None = None
         self._texts: dict[int, str] = {}
         self._side: ThreadPoolExecutor | None = None
+        self._adapters: PeftAdapters | None = None
+        self._running = threading.Lock()
+        """held while the weights are run, or adapters put on them: adapters are the model's state, not the request's"""
 
     @classmethod
     def open(cls, path: str, options: HfOptions | None = None) -> Self:
@@ -134,14 +139,13 @@ class TransformersModel:
 
     def close(self) -> None:
         """Let the weights go."""
-        self.model = None
-        self._engine = None
+        self.model, self._engine, self._adapters = None, None, None
         if self._side is not None:
             self._side.shutdown(wait=False)
             self._side = None
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Replies as rows end, longest prompts first.
+        """Replies as rows end, longest prompts first, requests with the same adapters together.
 
         Log-probabilities are those of the *constrained* distribution at temperature 1, so a token the grammar leaves no choice
         about has 0.0; an end token the model chose comes last, with empty text, and counts as a completion token.
@@ -151,28 +155,30 @@ class TransformersModel:
         if self.model is None:
             raise ModelError(f"{self.name} was closed; open it again")
         opened = time.perf_counter()
-        prompts: list[tuple[int, list[int], int]] = []
+        groups: dict[Names, list[tuple[int, list[int], int]]] = {}
         for index, request in enumerate(requests):
             try:
                 ids, cut = self._prompt(request)
+                adapters = self._load(tuple(adapter for adapter in request.adapters if adapter.scale != 0))
             except (ModelError, ConstraintError) as error:
                 yield index, Reply(id=request.id, model=self.name, stop_reason="error", error=str(error))
                 continue
-            prompts.append((index, ids, cut))
-        prompts.sort(key=lambda item: -len(item[1]))
+            groups.setdefault(adapters, []).append((index, ids, cut))
         training = self.model.training
         self.model.eval()
         try:
-            for start in range(0, len(prompts), self.batch):
-                live = []
-                for index, ids, cut in prompts[start : start + self.batch]:
-                    one = self._live(index, requests[index], ids, cut)
-                    if isinstance(one, Reply):
-                        yield index, one
-                    else:
-                        live.append(one)
-                if live:
-                    yield from self._decode(live, opened)
+            for adapters, prompts in groups.items():
+                prompts.sort(key=lambda item: -len(item[1]))
+                for start in range(0, len(prompts), self.batch):
+                    live = []
+                    for index, ids, cut in prompts[start : start + self.batch]:
+                        one = self._live(index, requests[index], ids, cut)
+                        if isinstance(one, Reply):
+                            yield index, one
+                        else:
+                            live.append(one)
+                    if live:
+                        yield from self._decode(live, adapters, opened)
         finally:
             if self.model is not None:
                 self.model.train(training)
@@ -192,11 +198,6 @@ class TransformersModel:
         return ids
 
     def _prompt(self, request: Request) -> tuple[list[int], int]:
-        if request.adapters:
-            raise ModelError(
-                f"{self.name}: adapter {request.adapters[0].path!r} cannot be added to one request of a transformers model; "
-                "open the adapter's directory as a model, or take a GGUF or ONNX base"
-            )
         ids = self.prompt_ids(request.messages, request.tools)
         if self.context is None:
             return ids, 0
@@ -207,6 +208,16 @@ class TransformersModel:
             )
         cut = max(0, len(ids) - room)
         return ids[cut:], cut
+
+    def _load(self, adapters: tuple[Adapter, ...]) -> Names:
+        if not adapters:
+            return ()
+        from agents.models.hf_adapters import PeftAdapters
+
+        with self._running:
+            if self._adapters is None:
+                self._adapters = PeftAdapters(self.model, self.name)
+            return self._adapters.load(adapters)
 
     def _live(self, index: int, request: Request, ids: list[int], cut: int) -> _Live | Reply:
         from agents.models.decode import Row
@@ -230,7 +241,7 @@ class TransformersModel:
                 return Reply(id=request.id, model=self.name, stop_reason="error", error=str(error), truncated_prompt_tokens=cut)
         return live
 
-    def _decode(self, live: list[_Live], opened: float) -> Iterator[tuple[int, Reply]]:
+    def _decode(self, live: list[_Live], adapters: Names, opened: float) -> Iterator[tuple[int, Reply]]:
         from agents.models.decode import Batch
 
         started = time.perf_counter()
@@ -239,7 +250,7 @@ class TransformersModel:
         prefilled: float | None = None
         while live:
             masks = self._masks(live)
-            self._forward(batch)
+            self._forward(batch, adapters)
             prefilled = prefilled if prefilled is not None else time.perf_counter()
             bits, failed = self._collect(live, masks)
             for row, sentence in failed.items():
@@ -256,11 +267,14 @@ class TransformersModel:
         for name in ("forward", "choose"):
             self.seconds[name] += batch.seconds[name]
 
-    def _forward(self, batch: Batch) -> None:
+    def _forward(self, batch: Batch, adapters: Names) -> None:
         import torch
 
         try:
-            batch.forward()
+            with self._running:
+                if self._adapters is not None:
+                    self._adapters.use(adapters)
+                batch.forward()
         except torch.OutOfMemoryError:
             longest = batch.mask.shape[1]
             raise ModelError(

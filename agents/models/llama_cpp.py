@@ -7,9 +7,10 @@ Does not: convert or quantize (`export`), parse calls out of text, or summarise.
     model = open_model("gguf:runs/sql/model/sql-q8_0.gguf")
     answer(model, [Request(messages=(Message(role="user", content="hi"),))])
 Opening a file again while it is open shares its weights, memory and batches; each opening is closed by itself.
-Greedy answers of requests decoded together may differ from those decoded alone where two tokens are about equally likely:
-llama.cpp adds up in another order (logits move by up to 0.03 at 16-bit keys and values,
-by 1e-4 with kv="f32"). `batch=1, kept=0` decodes every request by itself.
+Greedy answers of requests decoded together may differ from those decoded alone where two tokens are about equally likely, for
+llama.cpp adds up in another order. Log-probabilities then move by up to 1e-4 in an F32 file with kv="f32" and by 3e-3 with 16-bit
+keys and values. Quantized files round what they multiply to 8 bits, where the last bit may tip a rounding: by up to 0.2 on random
+weights. `batch=1, kept=0` decodes every request by itself.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class LlamaCppOptions(BaseModel):
     flash: bool | None = None
     """flash attention; default: llama.cpp decides, not with kv=f32"""
     kv: Literal["f16", "f32"] = "f16"
-    """what keys and values are kept in; f32 takes twice the memory, and answers hardly depend on what else was decoded along"""
+    """what keys and values are kept in; f32 takes twice the memory, and answers depend less on what else was decoded along"""
 
 
 _open: dict[tuple[Any, ...], Shared] = {}
@@ -218,7 +219,8 @@ class LlamaCppModel:
         """
         if not 0 < len(ids) <= self.context:
             raise ModelError(f"{self.name}: {len(ids)} tokens cannot be scored; give 1 to {self.context}")
-        return self._use().engine.logits(list(ids), tuple((str(Path(path).resolve()), scale) for path, scale in adapters))
+        shared = self._use()
+        return shared.engine.logits(list(ids), tuple((shared.weights.adapter(Path(path)), scale) for path, scale in adapters))
 
     def _use(self) -> Shared:
         if self._shared is None:
@@ -239,9 +241,7 @@ class LlamaCppModel:
 
         sampling = request.sampling
         ids, cut = self._prompt(request)
-        adapters = tuple((str(Path(a.path).resolve()), a.scale) for a in request.adapters if a.scale != 0.0)
-        for path, _ in adapters:
-            shared.weights.adapter(Path(path))
+        adapters = tuple((shared.weights.adapter(Path(a.path)), a.scale) for a in request.adapters if a.scale != 0.0)
         job = Job(ids, sampling.max_tokens, adapters, sampling.temperature, sampling.top_p, sampling.seed, stop=sampling.stop)
         if sampling.logprobs or sampling.top_logprobs:
             job.top = sampling.top_logprobs

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,8 +110,6 @@ class LlamaEngine:
 
     def logits(self, ids: list[int], adapters: Adapters = ()) -> NDArray[np.float32]:
         """What the model expects after every token of a text, (T, V) float32. Waits while others hold the memory."""
-        for path, _ in adapters:
-            self.weights.adapter(Path(path))
         while True:
             rows: NDArray[np.float32] | None = self.call(lambda: self._logits(ids, adapters))
             if rows is not None:
@@ -326,7 +323,7 @@ class LlamaEngine:
 
     def _decode_with(self, adapters: Adapters) -> None:
         """Decode the batch under other adapters than the last. Nobody may load one meanwhile: llama.cpp counts them all anew."""
-        loaded = [(self.weights.adapter(Path(path)), scale) for path, scale in adapters]
+        loaded = [(self.weights.loaded(name), scale) for name, scale in adapters]
         with self.weights.lock:
             if adapters != self._in_use:
                 self.batch.use(loaded)

@@ -17,7 +17,7 @@ from agents.models.llama_prefix import Held
 from agents.models.llama_weights import Weights
 
 Adapters = tuple[tuple[str, float], ...]
-"""Files and scales, as resolved paths"""
+"""Names that `Weights.adapter` gave, and scales"""
 
 
 @dataclass(eq=False)

@@ -57,9 +57,10 @@ class Weights:
         self.kv_bytes = self._kv_bytes()
         """bytes of keys and values per token, at 16 bits"""
         self._texts: dict[int, str] = {}
-        self._adapters: dict[Path, Any] = {}
+        self._adapters: dict[str, Any] = {}
         self.lock = threading.Lock()
         """held while adapters are loaded, or taken into use: llama.cpp walks the list of them"""
+        self._readers, self._idle = 0, threading.Condition()
         self._read_vocabulary()
 
     def _read_vocabulary(self) -> None:
@@ -120,33 +121,63 @@ class Weights:
         """Ids of `text`, added tokens recognised, nothing put before or after it."""
         raw = self._rules.apply(text).encode("utf-8", errors="replace")
         size = len(raw) + 16
-        while True:
-            ids = (ctypes.c_int32 * size)()
-            count = self._lib.api.llama_tokenize(self._vocab, raw, len(raw), ids, size, False, True)
-            if count >= 0:
-                return ids[:count]
-            size = -count
+        with self._idle:
+            if not self.pointer:
+                raise ModelError(f"{self.path.name} was closed; open it again")
+            self._readers += 1
+        try:
+            while True:
+                ids = (ctypes.c_int32 * size)()
+                count = self._lib.api.llama_tokenize(self._vocab, raw, len(raw), ids, size, False, True)
+                if count >= 0:
+                    return ids[:count]
+                size = -count
+        finally:
+            with self._idle:
+                self._readers -= 1
+                self._idle.notify_all()
 
-    def adapter(self, path: Path, trusted: bool = False) -> Any:
-        """The adapter in this file, loaded once. Raises ModelError when it is damaged, or made for another base."""
+    def adapter(self, path: Path, trusted: bool = False) -> str:
+        """The name of the adapter that is in this file now, loaded once; a file that was replaced is another adapter. The one
+        before stays until the model is closed: requests that began with it end with it.
+
+        Raises ModelError when it is absent, damaged, or made for another base.
+        """
         path = path.resolve()
         with self.lock:
-            found = self._adapters.get(path)
-            if found is None:
+            if not self.pointer:
+                raise ModelError(f"{self.path.name} was closed; open it again")
+            name = f"{path}:{_stamp(path)}"
+            if name not in self._adapters:
                 check_adapter(path, self, trusted)
                 found = self._lib.api.llama_adapter_lora_init(self.pointer, str(path).encode())
                 if not found:
                     why = self._lib.why("no reason given")
                     raise ModelError(f"{path}: llama.cpp cannot load this adapter ({why}); export it again")
-                self._adapters[path] = found
-        return found
+                self._adapters[name] = found
+        return name
+
+    def loaded(self, name: str) -> Any:
+        """llama.cpp's pointer to an adapter, by the name `adapter` gave."""
+        return self._adapters[name]
 
     def close(self) -> None:
-        """Free the model and the adapters on it, which go with it."""
-        if self.pointer:
-            self._lib.api.llama_model_free(self.pointer)
-            self.pointer = None
-            self._adapters.clear()
+        """Free the model and the adapters on it, which go with it, once no other thread cuts text with it."""
+        with self.lock, self._idle:
+            pointer, self.pointer = self.pointer, None
+            while self._readers:
+                self._idle.wait()
+            if pointer:
+                self._adapters.clear()
+                self._lib.api.llama_model_free(pointer)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        state = path.stat()
+    except OSError:
+        raise ModelError(f"{path}: there is no such file; give a GGUF adapter") from None
+    return f"{state.st_size}:{state.st_mtime_ns}"
 
 
 def checked(path: Path) -> GgufFile:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from agents.models.onnx_adapter import LoadedAdapters
+    from agents.models.onnx_adapter import Key, LoadedAdapters
 
 WORTH_KEEPING = 16
 """Tokens a static beginning must have before it is kept."""
@@ -136,7 +136,7 @@ class OnnxModel:
     def logits(self, ids: Sequence[int], adapters: Sequence[Adapter] = ()) -> NDArray[np.float32]:
         """Logits (T, V) float32 of a text; row i is about the token after ids[i]."""
         graph = self._open
-        return graph.prefill(list(ids), Cache(graph, 1, len(ids)), 0, every=True, extra=self._matrices(tuple(adapters)))
+        return graph.prefill(list(ids), Cache(graph, 1, len(ids)), 0, every=True, extra=self._matrices(tuple(adapters))[1])
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
         """Replies as rows end, longest prompts first, requests with the same adapters together.
@@ -154,12 +154,12 @@ class OnnxModel:
                 groups.setdefault(request.adapters, []).append(row)
         for adapters, rows in groups.items():
             try:
-                matrices = self._matrices(adapters)
+                key, matrices = self._matrices(adapters)
             except ModelError as error:
                 for row in rows:
                     yield row.index, Reply(id=row.request.id, model=self.name, stop_reason="error", error=str(error))
                 continue
-            for row in self._decode(sorted(rows, key=lambda row: -len(row.ids)), matrices, adapters):
+            for row in self._decode(sorted(rows, key=lambda row: -len(row.ids)), matrices, key):
                 if row.ended is not None:
                     yield row.index, self._reply(row)
 
@@ -170,13 +170,13 @@ class OnnxModel:
             yield row
             return
         try:
-            matrices = self._matrices(request.adapters)
+            key, matrices = self._matrices(request.adapters)
         except ModelError as error:
             yield Reply(id=request.id, model=self.name, stop_reason="error", error=str(error))
             return
         shown = ""
         held = max((len(stop) for stop in request.sampling.stop), default=1) - 1
-        for _ in self._decode([row], matrices, request.adapters):
+        for _ in self._decode([row], matrices, key):
             if row.ended is not None:
                 break
             text = self._text(row.tokens).rstrip("\ufffd")
@@ -236,18 +236,18 @@ class OnnxModel:
         same = min(same, len(ids) - 1)
         return same if same >= WORTH_KEEPING else 0
 
-    def _matrices(self, adapters: tuple[Adapter, ...]) -> Any:
+    def _matrices(self, adapters: tuple[Adapter, ...]) -> tuple[Key, Any]:
         graph = self._open
         wanted = tuple(adapter for adapter in adapters if adapter.scale != 0)
         if not wanted:
-            return None
+            return (), None
         if self._adapters is None:
             from agents.models.onnx_adapter import LoadedAdapters
 
             self._adapters = LoadedAdapters(graph, self.source_sha256, self.name)
         return self._adapters.inputs(wanted)
 
-    def _decode(self, rows: list[_Row], matrices: Any, adapters: tuple[Adapter, ...]) -> Iterator[_Row]:
+    def _decode(self, rows: list[_Row], matrices: Any, adapters: Key) -> Iterator[_Row]:
         """Every row after each of its tokens, the last time with `ended` set. A row that ends makes room for one that waits."""
         graph = self._open
         waiting = deque(rows)
@@ -277,7 +277,7 @@ class OnnxModel:
                         cache.copy_row(len(live), place, last.length)
                         live[place] = last
 
-    def _prefill(self, row: _Row, cache: Cache, place: int, matrices: Any, adapters: tuple[Adapter, ...]) -> NDArray[np.float32]:
+    def _prefill(self, row: _Row, cache: Cache, place: int, matrices: Any, adapters: Key) -> NDArray[np.float32]:
         """Run the prompt into a row of the cache, its static beginning from what is kept. Logits (1, V)."""
         graph = self._open
         if not row.static:

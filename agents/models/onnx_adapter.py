@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from agents.models.onnx_graph import OnnxGraph
 
 SUFFIX = ".onnx_adapter"
+Key = tuple[tuple[str, float, int, int], ...]
+"""(path, scale, size, time of change) of each adapter of a set: a file that was replaced makes another set."""
+BLENDS = 64
+"""Sets kept ready; the longest unused goes."""
 DOWN, UP = ".lora_a", ".lora_b"
 """Ends of a graph's inputs: (columns, rank) and (rank, rows) float32, the scale already in the second."""
 
@@ -34,34 +39,39 @@ class LoadedAdapters:
     def __init__(self, graph: OnnxGraph, base_sha256: str | None, name: str) -> None:
         self._shapes = {name: shape for name, shape in graph.optional.items() if name.endswith((DOWN, UP))}
         self._base, self._name = base_sha256, name
-        self._files: dict[str, dict[str, NDArray[np.float32]]] = {}
-        self._blends: dict[tuple[Adapter, ...], dict[str, NDArray[np.float32]]] = {}
+        self._files: dict[str, tuple[tuple[int, int], dict[str, NDArray[np.float32]]]] = {}
+        self._blends: OrderedDict[Key, dict[str, NDArray[np.float32]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def inputs(self, adapters: tuple[Adapter, ...]) -> dict[str, NDArray[np.float32]]:
-        """Input -> value for this set; the same object for the same set. Raises ModelError for one that does not fit."""
+    def inputs(self, adapters: tuple[Adapter, ...]) -> tuple[Key, dict[str, NDArray[np.float32]]]:
+        """What names this set, and input -> value for it. Raises ModelError for an adapter that does not fit."""
+        key = tuple((adapter.path, adapter.scale, *_stamp(Path(adapter.path))) for adapter in adapters)
         with self._lock:
-            found = self._blends.get(adapters)
+            found = self._blends.pop(key, None)
             if found is None:
-                found = self._blends[adapters] = self._blend(adapters)
-            return found
+                found = self._blend(key)
+            self._blends[key] = found
+            while len(self._blends) > BLENDS:
+                self._blends.popitem(last=False)
+            return key, found
 
-    def _blend(self, adapters: tuple[Adapter, ...]) -> dict[str, NDArray[np.float32]]:
+    def _blend(self, key: Key) -> dict[str, NDArray[np.float32]]:
         import numpy as np
 
         parts: dict[str, list[NDArray[np.float32]]] = {}
-        for adapter in adapters:
-            for name, value in self._file(adapter.path).items():
-                parts.setdefault(name, []).append(value * np.float32(adapter.scale) if name.endswith(UP) else value)
+        for path, scale, size, changed in key:
+            for name, value in self._file(path, (size, changed)).items():
+                parts.setdefault(name, []).append(value * np.float32(scale) if name.endswith(UP) else value)
         return {
             name: np.ascontiguousarray(np.concatenate(values, axis=1 if name.endswith(DOWN) else 0))
             for name, values in parts.items()
         }
 
-    def _file(self, path: str) -> dict[str, NDArray[np.float32]]:
-        if path not in self._files:
-            self._files[path] = self._read(Path(path))
-        return self._files[path]
+    def _file(self, path: str, stamp: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+        known = self._files.get(path)
+        if known is None or known[0] != stamp:
+            known = self._files[path] = stamp, self._read(Path(path))
+        return known[1]
 
     def _read(self, path: Path) -> dict[str, NDArray[np.float32]]:
         import numpy as np
@@ -88,6 +98,14 @@ class LoadedAdapters:
             if wanted is None or value.ndim != 2 or (isinstance(wanted[fixed], int) and value.shape[fixed] != wanted[fixed]):
                 raise ModelError(f"{path}: {name} {list(value.shape)} has no place in {self._name}; export it for this base")
         return found
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        state = path.stat()
+    except OSError:
+        raise ModelError(f"{path}: is not there; copy NAME{SUFFIX} and NAME{SUFFIX}.json together") from None
+    return state.st_size, state.st_mtime_ns
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Does not: write, attach other files, or check that a query answers its question.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
@@ -34,6 +35,9 @@ from agents.tools import PersonaError, Tool, ToolError, tool
 CELL_CHARS = 400
 """Characters of one cell that a model is shown."""
 TABLES_SHOWN = 60
+State = tuple[object, ...]
+WRITERS_MET = 8
+"""Times a statement is begun again because the file was closed or written under it."""
 
 
 class SqliteTools:
@@ -48,10 +52,10 @@ class SqliteTools:
         self.limits = Limits(seconds=seconds, rows=rows, result_bytes=result_bytes, first=True)
         self._lock = threading.Lock()
         self._open: Sandbox | None = None
+        self._seen: State | None = None
+        """what the file was when it was opened as one that nobody changes; None when it is opened so that changes are seen"""
         try:
-            self._uri = read_only_uri(self.path)
-            self.schema = _schema(self._uri)
-            """table or view -> its columns with their types"""
+            self._schema_at, self._schema = _state(self.path), _schema(read_only_uri(self.path))
         except DatabaseFileError as error:
             raise PersonaError(str(error)) from None
         except sqlite3.Error as error:
@@ -63,21 +67,58 @@ class SqliteTools:
             tool(name=f"{prefix}tables", max_result_chars=result_bytes)(self._tables),
         )
 
+    @property
+    def schema(self) -> dict[str, tuple[str, ...]]:
+        """Table or view -> its columns with their types, as the file has them now (or had, when it cannot be read any more)."""
+        now = _state(self.path)
+        if now != self._schema_at:
+            with contextlib.suppress(DatabaseFileError, sqlite3.Error):
+                self._schema_at, self._schema = now, _schema(read_only_uri(self.path))
+        return self._schema
+
     def tools(self) -> Sequence[Tool]:
         """`query(sql)` and `tables()`."""
         return self._tools
 
     def run(self, sql: str) -> Result:
         """Rows of one reading statement, at most `rows`. Raises ExecError."""
-        while True:
-            with self._lock:
-                if self._open is None:
-                    self._open = sandbox_over(connect_read_only(self._uri))
-                sandbox = self._open
+        seen: State | None = None
+        for _ in range(WRITERS_MET):
             try:
-                return sandbox.run(sql, self.limits)
-            except SandboxClosed:  # `close` of another thread came in between
+                sandbox, seen = self._sandbox()
+                result = sandbox.run(sql, self.limits)
+            except SandboxClosed:  # another thread came in between
                 continue
+            except (DatabaseFileError, sqlite3.Error) as error:
+                if self._changed(seen):
+                    continue
+                raise ExecError("does-not-run", f"{self.path.name} cannot be read any more: {error}") from None
+            except ExecError:
+                if self._changed(seen):
+                    continue
+                raise
+            if not self._changed(seen):
+                return result
+        raise ExecError("time-out", f"{self.path.name} is being written all the time; ask again")
+
+    def _sandbox(self) -> tuple[Sandbox, State | None]:
+        """The open file, opened anew when somebody wrote into one opened as unchanging; and what it was if it is such a one."""
+        old = None
+        with self._lock:
+            if self._open is not None and self._seen is not None and self._seen != _state(self.path):
+                old, self._open = self._open, None
+            if self._open is None:
+                seen = _state(self.path)
+                uri = read_only_uri(self.path)
+                self._open, self._seen = sandbox_over(connect_read_only(uri)), seen if "immutable=1" in uri else None
+            opened = self._open, self._seen
+        if old is not None:
+            old.close()
+        return opened
+
+    def _changed(self, seen: State | None) -> bool:
+        """Whether what was just read may be torn: somebody wrote into a file that was opened as unchanging."""
+        return seen is not None and seen != _state(self.path)
 
     def close(self) -> None:
         """Close the connection; the next statement opens another."""
@@ -134,6 +175,18 @@ def _cell(cell: object) -> object:
     if isinstance(cell, float) and not math.isfinite(cell):
         return str(cell)  # JSON has no number for it
     return cell
+
+
+def _state(path: Path) -> State:
+    """Size and time of change of a file and of its write-ahead log: what a writer cannot help changing."""
+    found: list[object] = []
+    for file in (path, path.with_name(path.name + "-wal")):
+        try:
+            state = file.stat()
+            found += [state.st_size, state.st_mtime_ns, state.st_ino]
+        except OSError:
+            found.append(None)
+    return tuple(found)
 
 
 def _schema(uri: str) -> dict[str, tuple[str, ...]]:

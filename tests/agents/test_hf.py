@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from agents.chat import Adapter, Message, ModelError, Request, Sampling, answer
+from agents.chat import Message, ModelError, Request, Sampling, answer
 from agents.constrain import Constraint, accepts, choice, copy_from, json_schema, lark
 from agents.models import open_model
 from agents.models.hf import TransformersModel
@@ -159,15 +159,6 @@ def test_stop_texts_end_an_answer_before_them(llama: Any) -> None:
     cut = answer(llama, [ask("how many rivers?", max_tokens=24, stop=(stop, "never there"))])[0]
     assert cut.text == whole[: whole.index(stop)]
     assert cut.stop_reason == "stop"
-
-
-def test_an_adapter_for_one_request_is_refused_and_the_others_answered(llama: Any) -> None:
-    plain = ask("how many rivers?", max_tokens=4)
-    replies = answer(llama, [plain.model_copy(update={"adapters": (Adapter(path="desk"),)}), plain])
-    assert replies[0].stop_reason == "error"
-    assert "open the adapter's directory" in (replies[0].error or "")
-    assert replies[1].error is None
-    assert replies[1].usage.completion_tokens > 0
 
 
 def test_an_answer_ends_at_its_time_limit_with_what_there_is(llama: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -92,6 +93,47 @@ def test_logits_show_the_adapters_of_the_request_alone(gguf: Any, adapters: list
     with torch.inference_mode():
         expected = peft(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(first, expected, atol=2e-3)
+
+
+def test_a_replaced_adapter_file_is_another_adapter(file: Path, adapters: list[str], tmp_path: Path) -> None:
+    """Also of a prompt whose keys and values are still in memory under the old one."""
+    place = tmp_path / "desk.gguf"
+    shutil.copy(adapters[0], place)
+    model = open_model(str(file), threads=1, kv="f32")
+    request = ask("how many rivers run through texas", persona=PERSONA, adapters=(Adapter(path=str(place)),))
+    first = answer(model, [request])[0].text
+    assert first == answer(model, [request])[0].text
+    shutil.copy(adapters[1], place)
+    other = request.model_copy(update={"adapters": (Adapter(path=adapters[1]),)})
+    assert answer(model, [request])[0].text == answer(model, [other])[0].text != first
+    place.unlink()
+    gone = answer(model, [request])[0]
+    assert gone.stop_reason == "error" and "there is no such file" in (gone.error or "")
+    model.close()
+
+
+def test_a_close_waits_for_those_who_cut_text(file: Path) -> None:
+    """A hundred openings closed while other threads tokenize: each call ends with ids or with the sentence, never in a crash."""
+    wrong: list[BaseException] = []
+
+    def cut(model: Any) -> None:
+        try:
+            while True:
+                model.tokenize("how many rivers run through texas " * 50)
+        except ModelError as error:
+            if "was closed; open it again" not in str(error):
+                wrong.append(error)
+        except BaseException as error:
+            wrong.append(error)
+
+    for _ in range(100):
+        model = open_model(str(file), threads=1, kv_tokens=64, context=64)
+        threads = [threading.Thread(target=cut, args=(model,)) for _ in range(3)]
+        [thread.start() for thread in threads]
+        model.close()
+        [thread.join(30) for thread in threads]
+        assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
 
 
 def test_adapter_sets_take_turns(file: Path, adapters: list[str]) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from agents.calling import call_schema, grammar, read
 from agents.chat import Message, Request, Sampling, ToolSpec, answer
+from agents.models import open_model
+from tests.agents.gguf_models import NEEDS_LLAMA, to_gguf
 
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "list": "array", "dict": "object"}
 
@@ -83,7 +87,9 @@ def generate(llama: Any, tools: list[ToolSpec], n: int, per_request: int) -> tup
         if not said.calls:
             good += json.loads(reply.text) == {"answer": None}
             continue
-        good += conforms(said.calls[0].arguments, known[said.calls[0].name].parameters)
+        call, schema = said.calls[0], known[said.calls[0].name].parameters
+        jsonschema.validate(call.arguments, schema)
+        good += conforms(call.arguments, schema)
     return good, n
 
 
@@ -96,9 +102,33 @@ def test_random_weights_write_only_valid_calls(llama: Any, shared_data: Path) ->
     assert generate(llama, tools, 50, 3) == (50, 50)
 
 
+@pytest.fixture(scope="module")
+def on_onnx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    pytest.importorskip("onnxruntime_genai", reason="pip install 'penknife[onnx]'")
+    from export.onnx import export
+    from tests.export.onnx_here import build_here
+    from tests.export.tiny_families import make_family
+
+    with pytest.MonkeyPatch.context() as patch:
+        build_here(patch)
+        made = export(make_family("smollm2", tmp_path_factory.mktemp("onnx") / "model", seed=3), precision="fp32", gate=False)
+    model = open_model(f"onnx:{made.path}", threads=1)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def on_gguf(model_dir: Path) -> Iterator[Any]:
+    pytest.importorskip("llama_cpp", reason=NEEDS_LLAMA)
+    model = open_model(str(to_gguf(model_dir, "Q8_0")), threads=1)
+    yield model
+    model.close()
+
+
 @pytest.mark.slow
-def test_a_thousand_random_calls_over_fifty_schemas(llama: Any, shared_data: Path) -> None:
-    good, n = generate(llama, specs(shared_data, 50), 1000, 3)
+@pytest.mark.parametrize("backend", ["llama", "on_gguf", "on_onnx"])
+def test_a_thousand_random_calls_over_fifty_schemas(backend: str, request: pytest.FixtureRequest, shared_data: Path) -> None:
+    good, n = generate(request.getfixturevalue(backend), specs(shared_data, 50), 1000, 3)
     assert (good, n) == (1000, 1000)
 
 

@@ -418,3 +418,16 @@ def test_a_stream_given_up_before_it_began_is_not_in_flight() -> None:
     asyncio.run(given_up())
     in_flight = [line for line in server.metrics.text().splitlines() if line.startswith("penknife_requests_in_flight")]
     assert in_flight in ([], ["penknife_requests_in_flight 0"])
+
+
+def test_made_up_labels_do_not_fill_the_memory() -> None:
+    from agents.serve.metrics import MOST_SERIES, Metrics
+
+    metrics = Metrics()
+    for n in range(3 * MOST_SERIES):
+        metrics.add("penknife_tool_calls_total", persona="desk", tool=f"made up {n}", outcome="failed")
+    lines = [line for line in metrics.text().splitlines() if line.startswith("penknife_tool_calls_total{")]
+    assert len(lines) == MOST_SERIES + 1
+    assert f'outcome="other",persona="other",tool="other"}} {2 * MOST_SERIES}' in lines[-1] or any(
+        f'tool="other"}} {2 * MOST_SERIES}' in line for line in lines
+    )

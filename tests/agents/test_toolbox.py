@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agents.repair import repair_call
-from agents.sandbox import Limits, Result, Sandbox
+from agents.sandbox import ExecError, Limits, Result, Sandbox
 from agents.toolbox import FileTools, SqliteTools, calculate
 from agents.tools import PersonaError, Tool, ToolCall, tools_of
 
@@ -357,3 +357,59 @@ def test_a_close_in_between_is_not_noticed(shop: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Sandbox, "run", late)
     assert tools.run("SELECT count(*) FROM customer").rows == ((20,),)
+
+
+def test_what_a_later_writer_writes_is_seen(tmp_path: Path) -> None:
+    """A file whose journal is settled is opened as one nobody changes; then somebody does."""
+    path = tmp_path / "live.db"
+    with sqlite3.connect(path) as writer:
+        writer.execute("PRAGMA journal_mode=WAL")
+        writer.execute("CREATE TABLE t (n)")
+        writer.execute("INSERT INTO t VALUES (0)")
+    writer.close()
+    tools = SqliteTools(path)
+    assert tools.run("SELECT count(*) FROM t").rows == ((1,),)
+    for n in range(1, 6):
+        with sqlite3.connect(path) as writer:
+            writer.execute("INSERT INTO t VALUES (?)", (n,))
+            writer.execute("INSERT INTO t SELECT n FROM t")
+            if n == 3:
+                writer.execute("CREATE TABLE added (m TEXT)")
+            writer.commit()
+            found = writer.execute("SELECT count(*) FROM t").fetchone()
+            if n % 2:  # with the journal there, then after it was written back and is gone
+                assert tools.run("SELECT count(*) FROM t").rows == (found,)
+        writer.close()
+        assert tools.run("SELECT count(*) FROM t").rows == (found,)
+    assert tools.run("SELECT count(*) FROM added").rows == ((0,),)
+    assert "added(m TEXT)" in tools.described()
+
+
+def test_statements_beside_a_writer_see_whole_transactions(tmp_path: Path) -> None:
+    path = tmp_path / "live.db"
+    with sqlite3.connect(path) as first:
+        first.execute("PRAGMA journal_mode=WAL")
+        first.execute("CREATE TABLE t (n, filler)")
+    first.close()
+    tools, ends, torn = SqliteTools(path, seconds=10), time.monotonic() + 2, []
+
+    def write() -> None:
+        while time.monotonic() < ends:  # each time to the end: written back, journal gone
+            with sqlite3.connect(path, timeout=30) as writer:
+                writer.executemany("INSERT INTO t VALUES (?, ?)", [(1, "x" * 900)] * 10)
+            writer.close()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = 0
+    while time.monotonic() < ends:
+        try:
+            ((count, filled),) = tools.run("SELECT count(*), sum(length(filler)) FROM t").rows
+        except ExecError as error:
+            assert "written all the time" in error.detail
+            continue
+        seen += 1
+        if count % 10 or (filled or 0) != 900 * count:
+            torn.append((count, filled))
+    thread.join()
+    assert seen > 10 and not torn

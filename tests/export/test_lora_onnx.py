@@ -95,6 +95,24 @@ def test_swapped_many_times_each_answers_as_alone(shop):
     assert [reply.text for reply in mixed] == [reply.text for reply in alone] * 4
 
 
+def test_a_replaced_file_is_another_adapter(shop, tmp_path):
+    _, _, files, opened = shop
+    place = tmp_path / "desk.onnx_adapter"
+    system = Message(role="system", content="You answer questions about the rivers of texas in as few words as you can.")
+
+    def put(file):
+        shutil.copy(file, place)
+        shutil.copy(file.with_name(file.name + ".json"), place.with_name(place.name + ".json"))
+
+    request = ASK.model_copy(update={"messages": (system, *ASK.messages), "static_messages": 1})
+    one, two = (answer(opened, [request.model_copy(update={"adapters": (Adapter(path=str(f)),)})])[0].logprobs for f in files)
+    desk = request.model_copy(update={"adapters": (Adapter(path=str(place)),)})
+    put(files[0])
+    assert answer(opened, [desk])[0].logprobs == one
+    put(files[1])
+    assert answer(opened, [desk])[0].logprobs == two != one
+
+
 def test_adapter_of_another_base_is_refused(shop, tmp_path):
     _, _, _, opened = shop
     other = make_family("smollm2", tmp_path / "other", seed=7)
