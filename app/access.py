@@ -65,8 +65,8 @@ def refusal(address: str | None, known: str | None) -> str | None:
         return None
     shown = f"address {address!r}" if address else "every address"
     return (
-        f"the app would be open to others on {shown} without a password; set {PASSWORD} (environment or .streamlit/secrets.toml), "
-        "or leave --server.address at 127.0.0.1"
+        f"the app would be open to others on {shown} without a password; set {PASSWORD} (environment or "
+        ".streamlit/secrets.toml), or leave --server.address at 127.0.0.1"
     )
 
 
@@ -112,6 +112,11 @@ def cookies_of(scope: dict[str, Any]) -> dict[str, str]:
             except CookieError:
                 continue
     return {name: morsel.value for name, morsel in jar.items()}
+
+
+def new_owner() -> str:
+    """A key nobody has and nobody can guess."""
+    return secrets.token_hex(16)
 
 
 def owner_in(cookies: Any) -> str | None:
@@ -192,7 +197,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 if any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in headers):
-                    message = {**message, "headers": [*headers, _cookie(OWNER_COOKIE, secrets.token_hex(16))]}
+                    message = {**message, "headers": [*headers, _cookie(OWNER_COOKIE, new_owner())]}
             await send(message)
 
         return marked
@@ -235,8 +240,9 @@ def _form(wrong: str = "") -> str:
     )
 
 
-_FRAME = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Penknife</title><style>
-:root { color-scheme: light dark } body { font: 16px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 90vh; margin: 1rem }
+_FRAME = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>Penknife</title><style>
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; display: grid; place-items: center; min-height: 90vh; margin: 1rem }
 main { width: min(22rem, 100%) } form { display: grid; gap: .6rem } input, button { font: inherit; padding: .5rem }
 </style><main><h1>Penknife</h1>INSIDE</main></html>"""
