@@ -78,6 +78,19 @@ def find_artifacts(runs: Path, embedded: Path = EMBEDDED) -> tuple[list[Artifact
     return found, left_out
 
 
+def adapters(runs: Path) -> list[str]:
+    """Paths of adapters that exports and trainings of the runs left."""
+    found = []
+    for path in sorted(runs.glob("*/model/*.gguf")):
+        try:
+            card, _ = read_card(path)
+        except (CardError, ModelError, OSError):
+            continue
+        if is_adapter(path, card):
+            found.append(str(path))
+    return found
+
+
 def for_task(artifacts: list[Artifact], task: str) -> list[Artifact]:
     """Those made for a task that can be opened here, order kept."""
     return [one for one in artifacts if one.card.task == task and one.problem is None]

@@ -62,7 +62,9 @@ class Talk:
         return self._begin(question, setup, self.thread, setup.first_state(question))
 
     def fork(self, turn: Turn, step: int, setup: Setup) -> Turn:
-        """Go on from after `step` of an earlier turn in a thread of its own, with the present setup. Raises TalkError, GraphError."""
+        """Go on from after `step` of an earlier turn in a thread of its own, with the present setup.
+
+        Raises TalkError, GraphError."""
         self._free()
         if turn.about.get("graph") != setup.graph:
             raise TalkError("This answer came from another graph; choose that one first.")

@@ -47,13 +47,16 @@ def lines(events: Sequence[ev.Event]) -> list[Line]:
     return found
 
 
-def table(events: Sequence[ev.Event]) -> list[dict[str, Any]]:
-    """`lines` for a data frame."""
+def table(events: Sequence[ev.Event]) -> list[dict[str, str]]:
+    """`lines` for a data frame, three columns that fit beside an answer."""
     return [
-        {"ms": round(line.at_ms, 1), "step": line.step, "node": line.node, "event": line.what, "took ms": _rounded(line.ms),
-         "detail": line.detail}
+        {
+            "at ms": f"{line.at_ms:.0f}",
+            "what": f"{line.node}: {line.what}" if line.node else line.what,
+            "detail": line.detail if line.ms is None else f"{line.ms:.1f} ms. {line.detail}",
+        }
         for line in lines(events)
-    ]  # fmt: skip
+    ]
 
 
 def model_calls(events: Sequence[ev.Event]) -> list[dict[str, Any]]:
@@ -123,9 +126,9 @@ def _told(event: ev.Event) -> tuple[str, str, float | None] | None:
             sure = "" if event.confidence is None else f" ({event.confidence:.0%} sure)"
             return "escalated", _cut(f"{event.persona}{sure} → {event.to}: {event.reason}"), None
         case ev.EdgeTaken():
-            chosen = ""
-            if event.probabilities:
-                chosen = ", ".join(f"{name} {p:.0%}" for name, p in event.probabilities.items())
+            if not event.probabilities:
+                return None  # the picture shows it
+            chosen = ", ".join(f"{name} {p:.0%}" for name, p in event.probabilities.items())
             return (
                 "way taken",
                 f"{event.source} → {'end' if event.target == END else event.target}" + (f" ({chosen})" if chosen else ""),
@@ -140,7 +143,7 @@ def _told(event: ev.Event) -> tuple[str, str, float | None] | None:
         case ev.NodeFailed():
             return "step failed", _cut(event.error), None
         case ev.NodeEnded():
-            return "step done", ", ".join([*event.changes, *event.added]) or "nothing changed", None
+            return "done", "set " + (", ".join([*event.changes, *event.added]) or "nothing"), None
         case ev.RunEnded():
             return f"run ended: {event.reason}", _cut(event.detail), None
     return None

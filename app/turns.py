@@ -82,6 +82,10 @@ class Turn:
         """Ask the run to end at its next token or step."""
         self._cancel.set()
 
+    def refuse(self, why: str) -> None:
+        """End before it began."""
+        self.problem, self._status = why, "failed"
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether it ended in time; for scripts and tests, never for a page."""
         if self._worker is not None:

@@ -87,7 +87,7 @@ def conversation() -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         for number, turn in enumerate(talk.turns):
-            with st.chat_message("user"):
+            with st.chat_message("user", avatar=":material/person:"):
                 view.plain(turn.question)
             with st.chat_message("assistant", avatar=":material/home_repair_service:"):
                 if turn.status == "waiting":
