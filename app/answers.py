@@ -48,11 +48,11 @@ def show_rows(columns: list[str], rows: list[list[object]], number: int) -> None
     chart = chartable(columns, rows)
     frame = pd.DataFrame([[view.cell(cell) for cell in row] for row in rows], columns=view.distinct(columns))
     if chart is None:
-        view.rows_table(frame, key=f"rows-{number}", height=min(38 * (len(rows) + 1), 320))
+        view.rows_table(frame, key=f"rows-{number}", height=view.height(len(rows)))
         return
     table, picture = st.tabs(["Rows", "Chart"])
     with table:
-        view.rows_table(frame, key=f"rows-{number}", height=min(38 * (len(rows) + 1), 320))
+        view.rows_table(frame, key=f"rows-{number}", height=view.height(len(rows)))
     with picture:
         view.chart(chart)
 

@@ -7,6 +7,7 @@ Does not: ask a model: a replay takes every answer from the record.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -116,9 +117,15 @@ def replay(record: Record, graph: Callable[[], AgentGraph]) -> str:
     A turn that waited for a person is replayed up to there: what follows is another run, which begins in the middle."""
     events = events_of(record)
     end = next((at for at, event in enumerate(events, 1) if isinstance(event, RunEnded)), len(events))
-    run = graph().replay(Trace(events[:end]))
+    run = graph().replay(Trace(_from_one(events[:end])))
     left = "" if end == len(events) else " What came after your answer is another run and was left out."
     return f"The same again: {run.steps} steps, ended as {run.reason!r}, without asking a model.{left}"
+
+
+def _from_one(events: Sequence[Event]) -> list[Event]:
+    """The events with steps counted from 1: a thread's second question goes on with the numbers of its first."""
+    before = min((event.step for event in events if event.step > 0), default=1) - 1
+    return [dataclasses.replace(event, step=event.step - before) if event.step > 0 else event for event in events]
 
 
 def states(graph: AgentGraph, thread: str, store: Any) -> list[dict[str, Any]]:

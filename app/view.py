@@ -27,6 +27,10 @@ _STYLE = """<style>
     .block-container { padding-left: 0.9rem; padding-right: 0.9rem; }
     [data-testid="stMetricValue"] { font-size: 1.15rem; }
   }
+  [data-testid="stMarkdownContainer"] table { width: 100%; font-size: 0.85rem; }
+  [data-testid="stMarkdownContainer"] td { overflow-wrap: anywhere; padding: 0.25rem 0.5rem; }
+  [data-testid="stMarkdownContainer"] th { padding: 0.25rem 0.5rem; }
+  [data-testid="stMarkdownContainer"] :is(td, th):first-child { white-space: nowrap; }
   pre, code, [data-testid="stText"] { overflow-wrap: anywhere; }
 </style>"""
 
@@ -99,6 +103,11 @@ def colors() -> Colors:
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
+def height(rows: int) -> int:
+    """Pixels of a data frame of so many rows; long ones scroll."""
+    return min(35 * (rows + 1) + 2, 320)
+
+
 def rows_table(rows: Any, **options: Any) -> Any:
     """A data frame as wide as its place; its cells are text."""
     return st.dataframe(rows, hide_index=True, width="stretch", **options)
@@ -134,9 +143,19 @@ def chart(drawn: Chart) -> None:
         st.bar_chart(frame, x=x, y=y, horizontal=len(frame) > 6)
 
 
-def facts(values: dict[str, Any], key: str) -> None:
-    """A few named values, one line each."""
-    rows_table([{"what": name, "value": "" if value is None else str(value)} for name, value in values.items()], key=key)
+def lines(rows: list[dict[str, str]]) -> None:
+    """A few rows as a table whose cells wrap; their text is text."""
+    if not rows:
+        return
+    names = list(rows[0])
+    table = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    table += ["| " + " | ".join(escaped(str(row[name])) or " " for name in names) + " |" for row in rows]
+    st.markdown("\n".join(table))
+
+
+def facts(values: dict[str, Any]) -> None:
+    """Named values, one line each."""
+    lines([{"what": name, "value": "" if value is None else str(value)} for name, value in values.items()])
 
 
 def tables_of(database: Path) -> list[str]:
@@ -181,6 +200,6 @@ def took_upload(sent: Any, root: Path, kind: uploads.Kind) -> None:
 
 def warm(setup: Setup) -> None:
     """Open what a first question will need, once for each setup and session, beside the page."""
-    if st.session_state.get("warmed") != setup:
+    if setup.artifact.kind != "hf" and st.session_state.get("warmed") != setup:  # torch is opened when it is asked, not before
         st.session_state.warmed = setup
         workshop().warm(setup)

@@ -41,11 +41,11 @@ def show_events(events: list, key: str) -> None:
     names = ["Timeline", "Models", *(["Tools"] if tools else []), "Trace"]
     tabs = dict(zip(names, st.tabs(names)))
     with tabs["Timeline"]:
-        view.rows_table(timeline.table(events), key=f"{key}-timeline")
+        view.lines(timeline.table(events))
     with tabs["Models"]:
         if calls:
-            for at, call in enumerate(calls):
-                view.facts(call, key=f"{key}-call-{at}")
+            for call in calls:
+                view.facts(call)
         else:
             st.caption("No model has answered in this run.")
     if tools:

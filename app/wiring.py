@@ -145,6 +145,7 @@ class Workshop:
         def work() -> None:
             with contextlib.suppress(Exception):
                 self.graph(setup)
+                _ = getattr(self.model(setup.artifact), "engine", None)  # the grammars' engine is made on first use
 
         threading.Thread(target=work, daemon=True, name="app-warm").start()
 

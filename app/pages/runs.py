@@ -31,7 +31,7 @@ if not kept:
     st.info("No run fits the filter; take something out of it.")
     st.stop()
 picked = view.rows_table(
-    records.table(kept), key="runs", on_select="rerun", selection_mode="single-row", height=min(38 * (len(kept) + 1), 300)
+    records.table(kept), key="runs", on_select="rerun", selection_mode="single-row", height=view.height(len(kept))
 )
 with st.container(horizontal=True, vertical_alignment="center"):
     st.download_button(
