@@ -109,8 +109,10 @@ with beside:
     st.markdown("**Keep it**")
     if st.button("Save", icon=":material/save:", key="save"):
         with view.spoken(PersonaError, PlaceError, OSError):
-            saved = persona_form.save(own, draft)
-            st.success(f"Saved. `Persona.from_file` reads it from the runs directory: {view.escaped(saved.name)}")
+            st.session_state["just-saved"] = persona_form.save(own, draft).name
+            st.rerun()
+    if (saved := st.session_state.pop("just-saved", None)) is not None:
+        st.success(view.escaped(f"Saved as {saved}; Persona.from_file reads it."), icon=":material/check:")
     with view.spoken(PersonaError):
         text = persona_form.to_toml(persona_form.to_file(draft))
         file, code = st.tabs(["File", "Python"])

@@ -56,9 +56,12 @@ def page(runs: Path) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def app_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of runs of the app in the browser."""
+    """The directory of runs of the app in the browser, with a trained model in it; skips where there is none."""
+    import app_models
+
     place = tmp_path_factory.mktemp("app") / "runs"
     place.mkdir()
+    app_models.real_artifact(place)
     return place
 
 
