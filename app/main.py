@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
     from app import view
 
-    st.set_page_config(page_title="Penknife", page_icon=":material/home_repair_service:", layout="wide")
+    st.set_page_config(page_title="Penknife", page_icon=str(HERE / "data" / "icon.png"), layout="wide")
     view.style()
     ask, make, compare, personas, runs = (str(HERE / "pages" / f"{name}.py") for name in view.PAGES)
     st.navigation(

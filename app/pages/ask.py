@@ -68,7 +68,7 @@ if question:
 
 if not talk.turns:
     with st.container(border=True):
-        st.markdown("**Nothing asked yet.** Write a question below, or take one of these:")
+        st.markdown(f"**Nothing asked yet.** Write a question below{', or take one of these:' * (database == BUNDLED)}")
         if database == BUNDLED:
             for example in BUNDLED_QUESTIONS:
                 if st.button(example, width="stretch", key=f"example-{example}"):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ def served(runs: Path, *options: str, **environment: str) -> Iterator[str]:
             while True:
                 try:
                     urllib.request.urlopen(f"{url}/_stcore/health", timeout=2).read()
+                    break
+                except urllib.error.HTTPError:  # it asks for the password
                     break
                 except OSError:
                     if process.poll() is not None or time.monotonic() > end:

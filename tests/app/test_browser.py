@@ -1,4 +1,4 @@
-"""The real app in a headless Chromium: asked, watched, told yes and no, given files, on a narrow screen, by two people at once."""
+"""The real app in a headless Chromium: asked, watched, told yes and no, given files, on a narrow screen, by two at once."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_an_interrupt_is_approved_and_another_denied(tab: Any, app_runs: Path) -
 
 
 def test_a_database_is_uploaded_and_asked(tab: Any, app_runs: Path, tmp_path: Path) -> None:
-    place = tmp_path / "my <b>shop</b>.sqlite"
+    place = tmp_path / "my <b>shop.sqlite"
     with closing(sqlite3.connect(place)) as db:
         db.execute("CREATE TABLE knife (name TEXT, maker TEXT, price REAL)")
         db.executemany("INSERT INTO knife VALUES (?, ?, ?)", [("Opinel", "France", 12.5), ("Mora", "Sweden", 15.0)])
@@ -115,7 +115,7 @@ def test_a_database_is_uploaded_and_asked(tab: Any, app_runs: Path, tmp_path: Pa
     opened(tab)
     tab.get_by_role("button", name="Graph and options").click()
     tab.locator("input[type=file]").set_input_files(place)
-    tab.wait_for_function("document.querySelector('.st-key-database').innerText.includes('my-b-shop-b')")
+    tab.wait_for_function("document.querySelector('.st-key-database input').value.includes('my-b-shop')")
     settled(tab)
     tab.keyboard.press("Escape")
     ask(tab, "Which knife has maker Sweden?")
@@ -138,7 +138,7 @@ def test_a_bad_upload_is_refused_in_a_sentence(tab: Any, app_runs: Path, tmp_pat
     tab.locator("input[type=file]").set_input_files(place)
     refusals = {
         "text": "is not a SQLite file",
-        "damaged": "bad.sqlite",
+        "damaged": "malformed|damaged",
         "huge": "must be 200.0MB or smaller",
         "name": "files are not allowed",
     }

@@ -25,7 +25,8 @@ HOSTILE = [
     "'; DROP TABLE moon; --", '" OR 1=1; DELETE FROM moon; --', "Titan'; ATTACH DATABASE '/tmp/evil.db' AS e; --",
     "UNION SELECT load_extension('x')", "PRAGMA writable_schema=1", "../../../../etc/passwd", "..\\..\\windows\\system32",
     "file:///etc/passwd", "$(touch /tmp/pk-owned)", "`touch /tmp/pk-owned`", "; touch /tmp/pk-owned", "{{7*7}}", "${7*7}",
-    "%s%n%x", "{question.__class__}", "\x00\x01\x02", "‮evil", "A" * 2000, "$\\href{javascript:alert(1)}{x}$", ":material/delete: :red[x]",
+    "%s%n%x", "{question.__class__}", "\x00\x01\x02", "‮evil", "A" * 2000,
+    "$\\href{javascript:alert(1)}{x}$", ":material/delete: :red[x]",
     '"]; n0 -> n1; "', "|a|b|\n|---|---|", "__import__('os').system('touch /tmp/pk-owned')",
 ]  # fmt: skip
 
@@ -55,8 +56,8 @@ def test_hostile_text_is_escaped_in_markdown_and_dot(text: str) -> None:
     picture_of = picture.dot(picture.Shape({text: "function"}, {(picture.BEGIN, text): True}))
     inside = re.sub(r'"(?:[^"\\]|\\.)*"', "", picture_of)
     assert set(re.findall(r"\w+", inside)) <= set(
-        "digraph bgcolor rankdir TB nodesep ranksep 0 35 3 node fontname fontsize 12 fontcolor color height 4 margin edge arrowsize "
-        "7 label shape circle doublecircle width 18 style filled fillcolor".split()
+        "digraph bgcolor rankdir TB nodesep ranksep 0 35 3 node fontname fontsize 12 fontcolor color height 4 margin edge "
+        "arrowsize 7 label shape circle doublecircle width 18 style filled fillcolor".split()
     ), inside
 
 
@@ -126,8 +127,11 @@ def test_a_timeline_tells_every_kind_of_event() -> None:
 
     call = ToolCall(id="1", name="look", arguments={"a": "<b>"})
     events: list[ev.Event] = [
-        ev.RunStarted("g", {}), ev.NodeStarted(step=1, node="n", at_ms=1), ev.Token("p", "x"),
-        ev.ModelCalled("p", "dir/m.gguf", confidence=0.5), ev.ToolCalled("p", call), ev.ToolReturned("p", "1", "look", "found", 3.0), ev.Repaired("p", "coerce", "a"),
+        ev.RunStarted("g", {}),
+        ev.NodeStarted(step=1, node="n", at_ms=1), ev.Token("p", "x"),
+        ev.ModelCalled("p", "dir/m.gguf", confidence=0.5), ev.ToolCalled("p", call),
+        ev.ToolReturned("p", "1", "look", "found", 3.0),
+        ev.Repaired("p", "coerce", "a"),
         ev.Guarded("p", "short", "retry"), ev.Escalated("p", "big", "unsure", 0.2), ev.EdgeTaken("n", "m", {"m": 0.7, "o": 0.3}),
         ev.Interrupted("1.0", "may I?", 1), ev.Resumed(True), ev.Warned("w"), ev.NodeFailed("bad"),
         ev.NodeEnded({"a": 1}, step=1, node="n", at_ms=5), ev.RunEnded("end"),
