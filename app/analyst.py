@@ -57,8 +57,24 @@ def analyst(
 ) -> AgentGraph:
     """The graph. `single`: the writer is asked about one table; `approve`: a person sees each statement before it runs."""
     graph = AgentGraph(AnalystState, name="analyst")
+    add_nodes(graph, writer, tools, database, single=single, approve=approve, calibration=calibration, start=True)
+    return graph
 
-    @graph.node(start=True)
+
+def add_nodes(
+    graph: AgentGraph,
+    writer: Persona | Cascade,
+    tools: SqliteTools,
+    database: Database,
+    *,
+    single: bool,
+    approve: bool,
+    calibration: Sequence[CalibrationEntry],
+    start: bool,
+) -> None:
+    """The analyst's four nodes and their edges in a graph over an `AnalystState`, its subclasses included."""
+
+    @graph.node(start=start)
     def table(s: AnalystState) -> dict[str, Any]:
         return {"table": s.table or (likely_table(database, s.question) if single else "")}
 
@@ -85,7 +101,6 @@ def analyst(
     graph.edge("table", "write")
     graph.edge("write", "run")
     graph.edge("check", END)
-    return graph
 
 
 def in_short(rows: Sequence[Sequence[Any]], more: bool = False) -> str:

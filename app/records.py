@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agents.events import Event, RunEnded
 from agents.graph import AgentGraph
@@ -107,8 +107,9 @@ def setup_of(about: dict[str, Any], artifacts: Sequence[Artifact]) -> Setup:
         raise GraphError(f"its model {about.get('artifact')} is not there any more, so the run cannot be set up again")
     if not database.is_file():
         raise GraphError(f"its database {database.name} is not there any more, so the run cannot be set up again")
-    larger = by_path.get(str(about["larger"])) if about.get("larger") else None
-    return Setup(chosen, database, str(about.get("table", "")), bool(about.get("approve")), larger)
+    larger, route, tools = (by_path.get(str(about.get(name))) for name in ("larger", "route", "tools"))
+    graph: Literal["analyst", "blades"] = "blades" if about.get("graph") == "blades" else "analyst"
+    return Setup(chosen, database, str(about.get("table", "")), bool(about.get("approve")), larger, graph, route, tools)
 
 
 def replay(record: Record, graph: Callable[[], AgentGraph]) -> str:

@@ -137,7 +137,8 @@ class Workshop:
 
     def graph(self, setup: Setup) -> AgentGraph:
         """The graph of a setup, made once. Raises what `persona` raises."""
-        return self._graphs.get((setup, _stamp(setup.database)), lambda: self._analyst(setup))
+        make = self._blades if setup.graph == "blades" else self._analyst
+        return self._graphs.get((setup, _stamp(setup.database)), lambda: make(setup))
 
     def warm(self, setup: Setup) -> None:
         """Make the graph beside the caller, so that the first question need not wait for it; what goes wrong is said then."""
@@ -150,21 +151,45 @@ class Workshop:
         threading.Thread(target=work, daemon=True, name="app-warm").start()
 
     def _analyst(self, setup: Setup) -> AgentGraph:
-        from app.analyst import ROWS, analyst
+        from app.analyst import analyst
+
+        writer, tools, database = self._parts(setup)
+        return analyst(
+            writer,
+            tools,
+            database,
+            single=setup.artifact.single_table,
+            approve=setup.approve,
+            calibration=setup.artifact.card.calibration,
+        )
+
+    def _blades(self, setup: Setup) -> AgentGraph:
+        from app.blades import TOOLS, blades
+
+        if setup.route is None or setup.tools is None:
+            raise ModelError("the three-blade graph needs a route and a tools model beside the sql one; export them first")
+        writer, tools, database = self._parts(setup)
+        router = self.persona(setup.route, name="route")
+        caller = self.persona(setup.tools, name="tools", tools=TOOLS)
+        return blades(
+            router,
+            caller,
+            writer,
+            tools,
+            database,
+            single=setup.artifact.single_table,
+            approve=setup.approve,
+            calibration=setup.artifact.card.calibration,
+        )
+
+    def _parts(self, setup: Setup) -> tuple[Persona | Cascade, SqliteTools, Database]:
+        from app.analyst import ROWS
 
         database = Database.from_file(setup.database)
         writer: Persona | Cascade = self._writer(setup.artifact, database)
         if setup.larger is not None:
             writer = Cascade(writer, self._writer(setup.larger, database))
-        single = setup.artifact.single_table
-        return analyst(
-            writer,
-            SqliteTools(setup.database, rows=ROWS),
-            database,
-            single=single,
-            approve=setup.approve,
-            calibration=setup.artifact.card.calibration,
-        )
+        return writer, SqliteTools(setup.database, rows=ROWS), database
 
     def _writer(self, artifact: Artifact, database: Database) -> Persona:
         tables = database.schema.tables

@@ -232,3 +232,46 @@ def test_pages_and_wiring_import_nothing_heavy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("question", "label", "way"),
+    [
+        ("How many moons?", "out_of_scope", ["route", "table", "write", "run", "check"]),
+        ("How far are 3 miles in kilometers?", "measurement_conversion", ["route", "call"]),
+    ],
+)
+def test_three_blades_send_a_request_to_sql_or_to_functions(
+    runs: Path, setup: Setup, question: str, label: str, way: list[str]
+) -> None:
+    from agents import Persona, Scripted
+    from agents import events as ev
+    from agents.toolbox.sqlite import SqliteTools
+    from app.blades import TOOLS, BladesState, blades
+    from app.picture import path_of
+    from app.timeline import tool_calls
+
+    shop, database = ScriptedShop(), Database.from_file(BUNDLED)
+    arguments = {"value": 3, "from_unit": "mile", "to_unit": "kilometer"}
+    caller = Persona(
+        "tools",
+        Scripted([json.dumps({"name": "convert_length", "arguments": arguments}), "done"]),
+        tools=TOOLS,
+    )
+    graph = blades(
+        Persona("route", Scripted([label])),
+        caller,
+        shop.persona(setup.artifact, database=database),
+        SqliteTools(BUNDLED),
+        database,
+        single=False,
+    )
+    events = list(graph.stream(BladesState(question=question)))
+    ended = next(event for event in events if isinstance(event, ev.RunEnded))
+    assert ended.reason == "end" and path_of(events) == way
+    answer = next(e.changes["answer"] for e in events if isinstance(e, ev.NodeEnded) and "answer" in e.changes)
+    assert answer == ("11" if label == "out_of_scope" else "4.82803 kilometer")
+    if label == "out_of_scope":
+        assert tool_calls(events) == []
+    else:
+        assert [(call["arguments"], call["result"]) for call in tool_calls(events)] == [(arguments, "4.82803 kilometer")]
