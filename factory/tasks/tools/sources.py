@@ -14,7 +14,7 @@ from pathlib import Path
 
 from factory.tasks.sql.reading import Fingerprint
 from factory.tasks.task import DatasetCard, DataSource, Example, TaskError
-from factory.tasks.tools import seal, sgd, snips
+from factory.tasks.tools import own, seal, sgd, snips
 
 BUNDLED = Path(__file__).parents[2] / "data" / "seal_tools"
 DEFAULT = "seal-tools"
@@ -37,12 +37,29 @@ _SPLITS = {"seal-tools": ("train", "xdev"), "sgd": ("train", "dev", "test"), "sn
 
 
 def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
-    """Examples in file order, or the first `limit` after a seeded shuffle; raises TaskError."""
+    """Examples in file order, or the first `limit` after a seeded shuffle; raises TaskError.
+
+    Functions without questions give no examples: their questions have yet to be made."""
     seen = Fingerprint()
-    name = check_dataset(source)
-    examples, skipped = _READERS[name](directory(source), source.split, seen)
-    license, about = _ABOUT[name]
-    if not examples:
+    examples: list[Example] = []
+    skipped: Counter[str] = Counter()
+    if source.functions is not None or source.questions is not None:
+        if source.dataset is not None:
+            raise TaskError(f"--dataset {source.dataset} beside --functions or --questions: give one of the two")
+        functions = own.open_functions(source.functions, seen) if source.functions is not None else ()
+        if source.questions is not None:
+            examples, skipped = own.read_questions(source.questions, functions, source.split, seen)
+            if not examples and not skipped:
+                raise TaskError(
+                    f"--questions {source.questions}: has no questions; write one object a line, or leave the option out"
+                )
+        about = " ".join(str(place) for place in (source.functions, source.questions) if place is not None)
+        name, license = Path(about.split()[0].replace(":", ".")).stem, "yours"
+    else:
+        name = check_dataset(source)
+        examples, skipped = _READERS[name](directory(source), source.split, seen)
+        license, about = _ABOUT[name]
+    if not examples and source.functions is None and source.questions is None:
         raise TaskError(f"--split {source.split} of {name}: every row was skipped ({dict(skipped)}); check {directory(source)}")
     if source.limit is not None and source.limit < len(examples):
         random.Random(source.seed).shuffle(examples)
@@ -73,6 +90,12 @@ def directory(source: DataSource) -> Path:
 
 def others(source: DataSource) -> list[Example]:
     """The examples of every other split of the same files that are here."""
+    if source.functions is not None or source.questions is not None:
+        if source.questions is None:
+            return []
+        here = {example.id for example in load(source.model_copy(update={"limit": None}))[0]}
+        every = load(source.model_copy(update={"split": "all", "limit": None}))[0]
+        return [example for example in every if example.id not in here]
     name = check_dataset(source)
     found: list[Example] = []
     for split in _SPLITS[name]:
@@ -83,5 +106,8 @@ def others(source: DataSource) -> list[Example]:
 
 
 def validation_split(source: DataSource) -> str:
+    """The split that models are chosen on."""
+    if source.functions is not None or source.questions is not None:
+        return "xdev"
     name = check_dataset(source)
     return {"sgd": "dev", "snips": "valid"}.get(name, "xdev")

@@ -6,7 +6,9 @@ Does not: hold any of them; see the modules beside this one. It calls no functio
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+import json
 import re
 import threading
 from collections import OrderedDict
@@ -15,8 +17,8 @@ from typing import Any
 
 from agents.chat import Message
 from agents.constrain import Constraint
-from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, Score, Verdict
-from factory.tasks.tools import calls, compact, grammar, plain, sources
+from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, Score, TaskError, Verdict
+from factory.tasks.tools import calls, compact, grammar, own, plain, sources
 from factory.tasks.tools import score as scoring
 from factory.tasks.tools.functions import Toolset
 from factory.tasks.tools.view import View
@@ -41,7 +43,18 @@ class ToolsTask:
         return sources.load(source)
 
     def drafts(self, source: DataSource, n: int, seed: int) -> list[Example]:
-        raise NotImplementedError
+        from factory.tasks.tools.sampler import INSTRUCTION, sample_requests
+
+        if source.functions is None:
+            raise TaskError("no functions given; use --functions FILE.json or --functions MODULE:OBJECT")
+        functions = own.open_functions(source.functions)
+        made = sample_requests(functions, n, seed, dt.date.today())
+        return [
+            Example(f"{source.functions}-{i}", text, toolset, toolset.id, answer, "",
+                    {"values": list(values), "kind": "none" if answer == "[]" else "call", "instruction": INSTRUCTION,
+                     "row": {"functions": list(toolset.by_name), "today": f"{toolset.today}", "calls": json.loads(answer)}})
+            for i, (text, toolset, answer, values) in enumerate(made)
+        ]  # fmt: skip
 
     def others(self, source: DataSource) -> list[Example]:
         return sources.others(source)

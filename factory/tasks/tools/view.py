@@ -7,10 +7,11 @@ Does not: write answers (`compact.py`) or grammars (`grammar.py`).
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from factory.tasks.sql.spaced import Chunk, chunks, spaced
@@ -65,6 +66,12 @@ def turns_of(question: str) -> tuple[Turn, ...]:
     return tuple(Turn("user" if who == "user" else "system", text) for who, text in said if text) or (Turn("user", ""),)
 
 
+@lru_cache(1 << 15)
+def _read_turn(text: str, today: dt.date | None) -> tuple[tuple[Chunk, ...], tuple[Span, ...]]:
+    """Turns come again: one for each later turn of their conversation."""
+    return tuple(chunks(text)), tuple(find_spans(text, today))
+
+
 def written(turns: Sequence[Turn]) -> str:
     """The reverse of `turns_of`."""
     return "\n".join(f"{turn.role.capitalize()}: {' '.join(turn.text.split())}" for turn in turns)
@@ -76,8 +83,9 @@ class View:
     def __init__(self, toolset: Toolset, question: str) -> None:
         self.toolset = toolset
         self.turns = turns_of(question)
-        self.chunks = [chunks(turn.text) for turn in self.turns]
-        self._spans = [find_spans(turn.text, toolset.today) for turn in self.turns]
+        read = [_read_turn(turn.text, toolset.today) for turn in self.turns]
+        self.chunks = [own for own, _ in read]
+        self._spans = [spans for _, spans in read]
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
