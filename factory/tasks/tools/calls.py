@@ -39,6 +39,19 @@ def write(calls: Sequence[Call]) -> str:
     return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
 
+def ordered(toolset: Toolset, found: Sequence[Call]) -> list[Call]:
+    """The calls without arguments that say their default, the others in the order of their function's schema."""
+    out = []
+    for call in found:
+        function = toolset.by_name.get(call.name)
+        given = full(function, call)
+        places = list(function.parameters.get("properties", {})) if function is not None else []
+        out.append(
+            Call(call.name, dict(sorted(given.items(), key=lambda item: places.index(item[0]) if item[0] in places else 99)))
+        )
+    return out
+
+
 def read(answer: str) -> tuple[Call, ...]:
     """Calls of a canonical answer. Raises AnswerError("not-parsed")."""
     try:
@@ -101,10 +114,9 @@ def full(function: Function | None, call: Call) -> dict[str, Any]:
     out = {}
     for name, value in call.arguments.items():
         argument = function.by_name.get(name)
-        if argument is not None and not argument.required and argument.default is not None:
-            if same_value(argument, value, argument.default, None):
-                continue
-        out[name] = value
+        optional = argument is not None and not argument.required and argument.default is not None
+        if argument is None or not optional or not same_value(argument, value, argument.default, None):
+            out[name] = value
     return out
 
 

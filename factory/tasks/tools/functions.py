@@ -18,7 +18,7 @@ from factory.tasks.sql.spaced import spaced
 from factory.tasks.task import TaskError
 
 Kind = Literal["text", "integer", "number", "boolean", "date", "time", "choice", "other"]
-"""What an argument takes. "other" (lists, objects, several types) is written out as JSON in the compact dialect's stead: it has none."""
+"""What an argument takes. "other" (lists, objects, several types) has no compact form, only a plain one."""
 
 ANYTHING = "dontcare"
 """The value of an argument the user says anything will do for, where its schema allows that."""

@@ -18,6 +18,7 @@ from factory.tasks.tools.view import MAX_ARGUMENTS, MAX_FUNCTIONS, View
 
 LONGEST_COPY = 120
 """Characters of the longest text copied from the request."""
+CLOCK = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
 MAX_CHARS = 256
 """Characters of the longest text in a plain call."""
 
@@ -32,7 +33,7 @@ def answer_schema(toolset: Toolset) -> dict[str, Any]:
     shared: dict[str, Any] = {}
     items = []
     for i, function in enumerate(toolset.functions):
-        own = call_schema(function.spec, MAX_CHARS)
+        own = _clocked(call_schema(function.spec, MAX_CHARS))
         for word in ("$defs", "definitions"):
             for name, schema in own.pop(word, {}).items():
                 shared[f"f{i}_{name}"] = schema
@@ -41,6 +42,17 @@ def answer_schema(toolset: Toolset) -> dict[str, Any]:
         items.append(own)
     schema: dict[str, Any] = {"type": "array", "items": items[0] if len(items) == 1 else {"anyOf": items}, "maxItems": MAX_CALLS}
     return schema | ({"$defs": shared} if shared else {})
+
+
+def _clocked(schema: Any) -> Any:
+    """Times of day are HH:MM here; JSON schema's own format wants seconds and a time zone."""
+    if isinstance(schema, list):
+        return [_clocked(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("format") == "time":
+        return {**{k: v for k, v in schema.items() if k not in ("format", "maxLength")}, "pattern": CLOCK}
+    return {k: _clocked(v) for k, v in schema.items()}
 
 
 def _moved(schema: Any, old: str, new: str) -> Any:

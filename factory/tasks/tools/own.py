@@ -82,7 +82,8 @@ def of_tools(given: Sequence[Any], where: str) -> tuple[Function, ...]:
 def read_questions(
     path: Path, functions: tuple[Function, ...], split: str, seen: Fingerprint
 ) -> tuple[list[Example], Counter[str]]:
-    """Rows of {"question", "calls" (optional), "functions" (optional: names among those given, or signatures), "today" (optional)}.
+    """Rows of {"question", "calls", "functions", "today"}, all but the first optional; functions are names among those given, or
+    signatures.
 
     `train` and `xdev` follow the rows' "split" when any row has one, else a fixed tenth by the question's text is `xdev`; `all`
     reads everything. Rows of the other part are counted. Raises TaskError naming file and line.

@@ -24,8 +24,8 @@ def toolset(variables: Mapping[str, Any]) -> Toolset | None:
     unknown = next((name for name in variables if name not in KNOWN), None)
     if unknown is not None:
         raise TaskError(
-            f"the tools task knows no {unknown!r}; give functions=[…] (or tools=[…] to have the calls run) and, where dates count "
-            "from another day, today="
+            f"the tools task knows no {unknown!r}; give functions=[…] (or tools=[…] to have the calls run) and, where dates "
+            "count from another day, today="
         )
     given = variables.get("functions")
     if given is None:

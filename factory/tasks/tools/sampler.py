@@ -38,10 +38,12 @@ _COUNTRIES = "Germany|Brazil|Kenya|Japan|Canada|Portugal|India|Mexico|New Zealan
 _STREETS = "12 Oak Street|405 Mill Road|7 Harbour Lane|88 King Avenue|3 Station Square".split("|")
 _MAILS = "maria@example.com|j.smith@example.org|office@example.net|team@example.com".split("|")
 _THINGS = (
-    "Blue Horizon|Green Valley|Morning Star|Golden Gate|Silver Lake|Red Door|Sunny Side|Old Mill|North Wind|Stone Bridge|Night Train|"
-    "second edition|annual report|garden party|quarterly budget|winter boots|coffee beans|desk lamp|blue bicycle|piano lesson"
+    "Blue Horizon|Green Valley|Morning Star|Golden Gate|Silver Lake|Red Door|Sunny Side|Old Mill|North Wind|Stone Bridge|"
+    "Night Train|second edition|annual report|garden party|quarterly budget|winter boots|coffee beans|desk lamp|blue bicycle|"
+    "piano lesson"
 ).split("|")
 _BY_NAME: tuple[tuple[str, Sequence[str]], ...] = (
+    (r"(restaurant|hotel|event|movie|song|book|product|company|team|file|project|album|store|shop) ", _THINGS),
     (r"e?mail", _MAILS),
     (r"street|address", _STREETS),
     (r"country|nation", _COUNTRIES),

@@ -46,7 +46,7 @@ def read_functions(path: Path, seen: Fingerprint) -> dict[str, tuple[Function, s
 
 
 def read(data_dir: Path, split: str, seen: Fingerprint) -> tuple[list[Example], Counter[str]]:
-    """Examples in file order and skipped rows by reason; splits: train and xdev (a fixed division of dev), all, or a file's name."""
+    """Examples in file order and skipped rows by reason; splits: train and xdev (a fixed division of dev), all, or a file."""
     files = {p.name.split(".")[0]: p for s in reversed(SUFFIXES) for p in data_dir.glob(f"*{s}")}
     tools = files.get("tool")
     divided = split in ("train", "xdev", "all") and split not in files

@@ -88,8 +88,10 @@ def _value(schema: Mapping[str, Any], text: str) -> Any:
 
 
 def read(data_dir: Path, split: str, seen: Fingerprint) -> tuple[list[Example], Counter[str]]:
-    """Examples in file order, and skipped turns by reason. `extra`: "also", the spellings SGD lists for a value; "service"; "seen",
-    whether training has the service (None where its schema is not here); "kind", call or none."""
+    """Examples in file order, and skipped turns by reason.
+
+    `extra`: "also", the spellings SGD lists for a value; "service"; "seen", whether training has the service (None where its
+    schema is not here); "kind", call or none. Raises TaskError."""
     path = next((p for s in SUFFIXES if (p := data_dir / f"{split}{s}").exists()), None)
     if path is None:
         there = sorted({p.name.split(".")[0] for p in data_dir.glob("*.jsonl*")})

@@ -81,8 +81,7 @@ class ToolsTask:
 
     def encode(self, example: Example, answer: str, dialect: Dialect) -> str:
         if dialect == "plain":
-            toolset = scoring.toolset_of(example)
-            return calls.write([calls.Call(c.name, calls.full(toolset.by_name.get(c.name), c)) for c in calls.read(answer)])
+            return calls.write(calls.ordered(scoring.toolset_of(example), calls.read(answer)))
         return compact.encode(self.view(example), answer, scoring.variants_of(example))
 
     def decode(self, example: Example, completion: str, dialect: Dialect) -> str:
@@ -114,6 +113,13 @@ class ToolsTask:
 
     def score(self, example: Example, answer: str) -> Score:
         return scoring.score(example, answer)
+
+    def set_metrics(self, answers: Sequence[tuple[Example, str | None]]) -> Mapping[str, float]:
+        """ "argument_f1": over all arguments of the set (micro), functions matched by name; an argument that says its default is
+        none."""
+        counts = [scoring.argument_counts(example, answer or "") for example, answer in answers]
+        right, given, wanted = (sum(column) for column in zip(*counts, strict=True))
+        return {"argument_f1": 2 * right / (given + wanted)} if wanted else {}
 
     def overlap_keys(self, example: Example) -> Mapping[str, str]:
         """ "exact": the same words said to the same functions. Equal calls alone are no overlap: many ask for the same thing."""

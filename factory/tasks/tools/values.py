@@ -25,13 +25,14 @@ _SENTENCE = re.compile(r"(?:^|[.!?:]\s+|\"\s*)$")
 SHORT = 4
 """Words of a sentence whose first word may be a name by itself: `Toronto, please.`"""
 _OPENERS = frozenset(
-    """a about additionally after alright also am an and any are as at awesome be before book but buy by bye calculate can cancel check
-    compare confirm confirming convert could create determine did do does download evaluate excellent explain fantastic find finally first
-    firstly for from generate get give goodbye great hello help here hey hi how i i'd i'll i'm i've if in is it it's its just kindly
-    lastly let let's list look looking lovely make many may maybe me my need next no nope not now of ok okay on one or our perfect play
-    please pm provide rent reserve retrieve search second secondly send set she should show so some sorry start sure tell thank thanks
-    that that's the their them then there there's these they third this those to transfer translate try update use using very want was
-    we we're well were what what's when where which while who why will with would yeah yep yes you you're you've your""".split()
+    """a about additionally after alright also am an and any are as at awesome be before book but buy by bye calculate can
+    cancel check compare confirm confirming convert could create determine did do does download evaluate excellent
+    explain fantastic find finally first firstly for from generate get give goodbye great hello help here hey hi how i
+    i'd i'll i'm i've if in is it it's its just kindly lastly let let's list look looking lovely make many may maybe me
+    my need next no nope not now of ok okay on one or our perfect play please pm provide rent reserve retrieve search
+    second secondly send set she should show so some sorry start sure tell thank thanks that that's the their them then
+    there there's these they third this those to transfer translate try update use using very want was we we're well
+    were what what's when where which while who why will with would yeah yep yes you you're you've your""".split()
 )
 
 

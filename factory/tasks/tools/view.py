@@ -33,9 +33,10 @@ CHOICES_SHOWN = 3
 TYPE_TOKENS = {"integer": "<int>", "number": "<int>", "date": "<date>", "time": "<time>", "boolean": "<true>"}
 
 EMPTY = frozenset(
-    """yes yeah yep yup no nope not now ok okay sure please thank thanks you that that's is it it's this correct right all good great
-    fine works work for me sounds perfect nice do i , . ! ? well alright cool awesome can am like love would go ahead very much just
-    then and so the one 's are there any others other else anything what how about let's let us see 'm 'd 'll""".split()
+    """yes yeah yep yup no nope not now ok okay sure please thank thanks you that that's is it it's this correct right all good
+    great fine works work for me sounds perfect nice do i , . ! ? well alright cool awesome can am like love would go
+    ahead very much just then and so the one 's are there any others other else anything what how about let's let us see
+    'm 'd 'll""".split()
 )
 """An older turn of nothing but these is left out."""
 
@@ -89,13 +90,15 @@ class View:
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        """What is shown, in the order of the conversation: the last two turns, then of older ones, latest first, what the user said
-        (whole where it fits, else around spans) and what the system said around spans; a span said again later only there."""
+        """What is shown, in the order of the conversation.
+
+        The last two turns; then, turns with spans and the latest first, what the user said before (whole where it fits, else
+        around spans) and what the system said around spans. A span that is said again later is shown only there."""
         last = len(self.turns) - 1
         kept: dict[int, list[Piece]] = {}
         shown: set[tuple[str, str]] = set()
         budget = dict(OLDER_CHUNKS)
-        older = sorted(range(last - 1), key=lambda n: (self.turns[n].role != "user", -n))
+        older = sorted(range(last - 1), key=lambda n: (self.turns[n].role != "user", not self._spans[n], -n))
         for n in [*range(last, max(last - 2, -1), -1), *older]:
             own, user = self.chunks[n], self.turns[n].role == "user"
             recent, left = n >= last - 1, budget[self.turns[n].role]
