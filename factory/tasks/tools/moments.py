@@ -32,7 +32,7 @@ _YEAR = r"(?:,?\s+(?P<year>\d{4})\b)?"
 _PART = r"(?P<part>morning|afternoon|evening|night)"
 _H = r"(?P<hour>\d{1,2}|(?:" + "|".join(sorted(_UNITS[1:13], key=len, reverse=True)) + r")\b)"
 _MIN = r"(?:\s*[:.]\s*(?P<min>[0-5]\d)(?!\d)|\s+(?P<minword>thirty|fifteen|forty[ -]five|ten|twenty)\b)?"
-_AMPM = r"(?P<half>[ap])\.?\s?m\b\.?"
+_AMPM = r"(?P<half>[ap])(?:\.\s?m\b\.?|\s?m\b)"
 
 _DATES = [
     r"(?P<iso>\d{4}-\d{2}-\d{2})",

@@ -20,8 +20,8 @@ from factory.tasks.tools.view import turns_of, written
 SYSTEM = (
     "You decide which of the given functions to call next, so that the user's request is done. Answer with a JSON list of "
     'calls and nothing else: [{"name": …, "arguments": {…}}]. Answer [] when no function fits, when a required argument has not '
-    "been said, or when nothing needs to be called now. Give only arguments that the user said or agreed to. Write dates as YYYY-MM-DD "
-    "and times as HH:MM; copy other values as they are said; take choices as the schema spells them."
+    "been said, or when nothing needs to be called now. Give only arguments that the user said or agreed to. Write dates as "
+    "YYYY-MM-DD and times as HH:MM; copy other values as they are said; take choices as the schema spells them."
 )
 _FENCE = re.compile(r"```(?:\w+)?[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _MARK = re.compile(r"</?tool_calls?>")

@@ -67,6 +67,8 @@ def find_spans(text: str, today: dt.date | None) -> list[Span]:
         add(code.start(), code.end(), "text", spaced(code.group()))
     for name in _NAME.finditer(text):
         for start, end in _names(text, name.start(), name.end()):
+            end = min([end, *(other.start for other in found if start < other.start < end)])
+            end = start + len(text[start:end].rstrip(" ,"))
             add(start, end, "text", spaced(text[start:end]))
     return sorted(found, key=lambda span: span.start)
 

@@ -116,7 +116,8 @@ def test_models_may_write_calls_in_the_ways_they_know() -> None:
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        ([call("bookTable", restaurant_name="BLUE horizon", party_size="2", date="March 4th", time="7:30 pm", outdoor_seating=True)], None),
+        ([call("bookTable", restaurant_name="BLUE horizon", party_size="2", date="March 4th", time="7:30 pm",
+               outdoor_seating=True)], None),
         ([], "none-false"),
         ([call("listMails")], "wrong-function"),
         ([call("bookTable", restaurant_name="Blue Horizon", party_size=2, date="2019-03-04", time="19:30")], "missing-argument"),
@@ -148,8 +149,8 @@ def test_the_order_of_calls_does_not_count() -> None:
 
 
 def test_spellings_of_the_data_set_are_one_value() -> None:
-    made = example("a table at SF Grill for 2 today", call("bookTable", restaurant_name="San Francisco Grill", party_size=2,
-                                                          date="2019-03-01"), also={"bookTable.restaurant_name": ["SF Grill"]})  # fmt: skip
+    wanted = call("bookTable", restaurant_name="San Francisco Grill", party_size=2, date="2019-03-01")
+    made = example("a table at SF Grill for 2 today", wanted, also={"bookTable.restaurant_name": ["SF Grill"]})
     completion = TASK.encode(made, made.reference, "compact")
     assert completion == "<call><t0><c0><v0><c1><v1><c2><v2>"
     decoded = TASK.decode(made, completion, "compact")
