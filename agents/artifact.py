@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agents.card import ADAPTER_FILE, FILE_NAME, CalibrationEntry, Card, CardError
-from agents.chat import Adapter, ChatModel, Message, ModelError, Sampling
+from agents.chat import Adapter, ChatModel, Message, ModelError, Sampling, ToolCall, ToolSpec
 from agents.constrain import Constraint
 from agents.tools import PersonaError
 
@@ -25,11 +25,13 @@ GROUP = "penknife.tasks"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One question as the task asks it. `decode` turns a completion into the answer, or raises an error with a `reason`."""
+    """One question as the task asks it. `decode` turns a completion into the answer, or raises an error with a `reason`; `calls`,
+    for a task whose answers are calls of functions, reads them from an answer."""
 
     messages: tuple[Message, ...]
     constraint: Constraint | None
     decode: Callable[[str], str]
+    calls: Callable[[str], tuple[ToolCall, ...]] | None = None
 
 
 @runtime_checkable
@@ -52,6 +54,15 @@ class Answerer(Protocol):
 
     def verify(self, question: str, answer: str) -> str:
         """ "ok", or why this answer may not be learned from, as one kebab-case word."""
+        ...
+
+
+@runtime_checkable
+class CallsTools(Protocol):
+    """An Answerer that may answer about a persona's own tools; its calls are then run."""
+
+    def with_tools(self, specs: Sequence[ToolSpec]) -> Answerer:
+        """The same about these, where its task calls functions and was given no others."""
         ...
 
 

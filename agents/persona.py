@@ -92,7 +92,9 @@ class Persona:
         self._by_name = {tool.name: tool for tool in self.tools}
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self.tools)
         self.routes = tuple(routes)
-        self.output, self.task, self.budget, self.sampling = output, task, budget, sampling
+        bound = getattr(task, "with_tools", None)
+        self.task: Answerer | None = task if bound is None or not self.specs else bound(self.specs)
+        self.output, self.budget, self.sampling = output, budget, sampling
         self._schema = calling.schema_of(output) if output is not None else None
         self._inputs, self._guards = guarding.split(guards, name)
         self.adapters = _adapters(adapter, name)
@@ -212,7 +214,8 @@ class Persona:
 
         `context`: what its task answers about, and settings of Persona. For sql: db="FILE.sqlite" (read-only), and table="NAME",
         the one table or view that is meant; a model that learned questions about single tables (WikiSQL's) is asked in that form
-        and needs it where the file has several. Both may come with a question instead: persona(text, db=…, table=…).
+        and needs it where the file has several. Both may come with a question instead: persona(text, db=…, table=…). For tools:
+        functions=[…] answers with calls as JSON; tools=[…] instead has them run, and answers with their results.
         """
         from agents.artifact import open_artifact
 
@@ -308,6 +311,7 @@ class Persona:
     def _task_plan(self, text: str, variables: Mapping[str, Any]) -> Plan:
         assert self.task is not None
         asked = self.task.ask(text, **variables)
+        runs = asked.calls is not None and bool(self.tools)
         return Plan(
             name=self.name,
             model=self.model,
@@ -318,6 +322,9 @@ class Persona:
             constraint=asked.constraint if asked.constraint and calling.honours(self.model, asked.constraint.kind) else None,
             adapters=self.adapters,
             decode=asked.decode,
+            calls=asked.calls if runs else None,
+            tools=self._by_name if runs else {},
+            approve=self._approve,
             guards=self._guards,
             budget=self.budget,
             max_rounds=self._max_rounds,

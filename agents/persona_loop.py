@@ -56,6 +56,8 @@ class Plan:
     think: bool = False
     decode: Callable[[str], str] | None = None
     """completion -> answer of an artifact's task; raises ValueError or its own AnswerError"""
+    calls: Callable[[str], tuple[ToolCall, ...]] | None = None
+    """answer -> calls to run with `tools`, where an artifact's task answers with calls; their results are then the answer"""
     verify: Constraint | None = None
     """what an answer must satisfy although the model may not have been held to it"""
     guards: tuple[guarding.Guard, ...] = ()
@@ -102,6 +104,8 @@ class PersonaRun:
             reply = self._ask()
             if reply.stop_reason == "cancelled" or cancelled():
                 raise self._none("was cancelled", "cancelled", reply.text)
+            if plan.calls is not None:
+                return self._called(reply)
             said = self._understood(reply)
             if said is None:
                 continue
@@ -237,6 +241,26 @@ class PersonaRun:
                 self.turns.append(Message(role="user", content=f"Result of {call.name}: {result.text}"))
         self._mended = False
 
+    def _called(self, reply: Reply) -> Result:
+        """An artifact's calls, run one after another: its model knows requests, not results, so they are the answer themselves.
+
+        One result stands as it is, several in a line each after the function's name; an answer that calls nothing stays."""
+        plan = self.plan
+        assert plan.decode is not None and plan.calls is not None
+        if reply.stop_reason == "timeout" and not reply.text.strip():
+            self._over_budget(self.meter.spent() or "its time", reply.text)
+        answer, _ = self._decoded(reply.text, reply)
+        calls = plan.calls(answer)
+        first = len(self.done)
+        if calls:
+            self._run_calls(Said(answer, calls), reply)
+        results = [(call.name, result.text) for call, result in self.done[first:]]
+        text = results[0][1] if len(results) == 1 else "\n".join(f"{name}: {said}" for name, said in results) or answer
+        finished = self._finished(Said(text), reply.model_copy(update={"text": answer}), decoded=True)
+        if finished is None:
+            raise self._none("was sent back by a guard after its calls were run", "guard", text)
+        return finished
+
     def _check_progress(self, call: ToolCall) -> None:
         from agents.repair import same_call, without_progress
 
@@ -244,14 +268,14 @@ class PersonaRun:
             self._rung("stop-repeat", same_call(call))
             raise self._none(f"called {same_call(call)} {REPEATS} times without getting further", "repeating")
 
-    def _finished(self, said: Said, reply: Reply) -> Result | None:
-        """The result of an answer; None when a guard or a wrong value sends it back to the model."""
+    def _finished(self, said: Said, reply: Reply, decoded: bool = False) -> Result | None:
+        """The result of an answer; None when a guard or a wrong value sends it back to the model. `decoded`: `said` is it."""
         plan = self.plan
         late = reply.stop_reason == "timeout" or (reply.stop_reason == "length" and self.meter.spent() is not None)
         text, output = said.text, None
         if late and said.goto is None and not text.strip():
             self._over_budget(self.meter.spent() or "its time", reply.text)
-        if said.goto is None and (plan.output is not None or plan.decode is not None):
+        if not decoded and said.goto is None and (plan.output is not None or plan.decode is not None):
             try:
                 text, output = self._decoded(text, reply)
             except _NotYet as not_yet:

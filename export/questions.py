@@ -110,7 +110,8 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
         "max_tokens": card.max_tokens if card is not None else MAX_TOKENS,
     }
     if asked or settings.task is not None:
-        where = DataSource(dataset=settings.dataset, data_dir=settings.data_dir, db=settings.db, questions=settings.questions,
+        where = DataSource(dataset=settings.dataset, data_dir=settings.data_dir, db=settings.db, functions=settings.functions,
+                           questions=settings.questions,
                            limit=settings.limit)  # fmt: skip
         split = settings.split or ("all" if settings.db is not None else task.validation_split(where))
         return Questions(source=where.model_copy(update={"split": split}), origin="the options", **how), ""

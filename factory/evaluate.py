@@ -24,7 +24,7 @@ from factory.events import EventLog
 from factory.predictions import Evaluation, Prediction, keep_predictions, summarize, write_predictions
 from factory.predictions import calibration as calibration
 from factory.settings import EvaluateSettings, SettingsError, parse
-from factory.tasks.task import AnswerError, DataSource, Dialect, Example, HasForms, Score, Task, TaskError
+from factory.tasks.task import AnswerError, DataSource, Dialect, Example, HasForms, HasSetMetrics, Score, Task, TaskError
 
 MAX_TOKENS = 192
 """Longest completion, in tokens, unless the caller says otherwise."""
@@ -99,6 +99,9 @@ def evaluate(
             progress.warn(f"{free} requests went out without their grammar: the server does not take it")
         result = summarize([done[e.id] for e in examples], model.name, task.metric, dialect,
                            decoding_name(constrained, execution_guided), constrained)  # fmt: skip
+        if isinstance(task, HasSetMetrics):
+            more = task.set_metrics([(example, done[example.id].answer) for example in examples])
+            result = result.model_copy(update={"metrics": {**result.metrics, **more}})
         if result.truncated:
             progress.warn(f"{result.truncated} of {result.n} prompts were cut to fit the model's context")
         if result.cut:
@@ -199,7 +202,9 @@ class _Asker:
 
     def _prediction(self, example: Example, chosen: _Candidate, number: int) -> Prediction:
         if chosen.answer is None:
-            score = Score(correct=False, metrics={}, error=chosen.error)
+            # What is measured of a right answer of this example is what this one failed: metrics may be of a group of examples.
+            applies = self.task.score(example, example.reference or "").metrics
+            score = Score(correct=False, metrics=dict.fromkeys(applies, False), error=chosen.error)
         else:
             score = self.task.score(example, chosen.answer)
         now = time.perf_counter()
@@ -247,6 +252,7 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
         dataset=settings.dataset,
         data_dir=settings.data_dir,
         db=settings.db,
+        functions=settings.functions,
         questions=settings.questions,
         table=settings.table,
         form=task.learned_form(card) if isinstance(task, HasForms) else None,
@@ -255,7 +261,7 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
     )
     split = settings.split
     if split is None:
-        split = "all" if settings.db is not None else task.validation_split(source)
+        split = "all" if settings.own is not None or settings.questions is not None else task.validation_split(source)
     examples, data = task.load(source.model_copy(update={"split": split}))
     same = settings.model_dump(mode="json", exclude={"json_file", "batch"})
     identity = {"settings": same, "data": data.sha256, "weights": _stamp(path), "version": program()}

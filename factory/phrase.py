@@ -49,8 +49,9 @@ def phrase(
 ) -> Phrased:
     """Natural questions for `drafts`: examples whose question is a sampled query in plain words and whose reference is the query.
 
-    `extra["values"]`, where a draft has it, lists texts that the question must still hold, ignoring case. The `templates` teacher
-    keeps the plain words. Like `generate`, look at `stats.stopped`; the same call continues.
+    Where a draft has it, `extra["instruction"]` says what to do instead of `INSTRUCTION`, and `extra["values"]` lists texts
+    that the question must still hold, ignoring case. The `templates` teacher keeps the plain words. Like `generate`, look at
+    `stats.stopped`; the same call continues.
     """
     if plan.replays:
         return Phrased(list(drafts))
@@ -63,7 +64,8 @@ def phrase(
 
     asks = []
     for number, draft in enumerate(drafts):
-        messages = (Message(role="system", content=INSTRUCTION), Message(role="user", content=draft.question))
+        told = str(draft.extra.get("instruction", INSTRUCTION))
+        messages = (Message(role="system", content=told), Message(role="user", content=draft.question))
         request = Request(messages=messages, sampling=GREEDY, id=draft.id)
         asks.append(Ask(plan.key(request, STAGE), request, [number]))
     out = Phrased()

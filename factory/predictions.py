@@ -101,7 +101,7 @@ def summarize(
     low, high = wilson(correct, n)
     metrics: dict[str, float] = {}
     for name in sorted({name for p in predictions for name in p.metrics}):
-        values = [p.metrics.get(name, False) for p in predictions if name in p.metrics or p.answer is None]
+        values = [p.metrics.get(name, False) for p in predictions if name in p.metrics or (p.answer is None and not p.metrics)]
         metrics[name] = sum(values) / len(values)
     if metric not in metrics:
         decoded = [p for p in predictions if p.answer is not None]

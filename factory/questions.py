@@ -8,7 +8,7 @@ Does not: answer training questions (`generate.py`) or drop them (`rows.py`).
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from factory.cli import RunStopped
 from factory.phrase import phrase
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from factory.ledger import Ledger
     from factory.settings import DistillSettings
     from factory.stages import Data, Stages
+    from factory.tasks.task import Example
     from factory.teacher import TeacherPlan
 
 
@@ -30,10 +31,16 @@ def make_questions(stages: Stages, settings: DistillSettings, teacher: ChatModel
     if made.stats.stopped is not None:
         raise RunStopped(f"{made.stats.message}; {len(made.examples):,} questions are phrased, the same command continues")
     if not made.examples:
-        raise RunStopped(f"not one sampled query of {stages.settings.db} became a question ({dict(made.drops)}); "
-                         "check that its tables have rows, or give --questions")  # fmt: skip
-    rows = [{"question": e.question, "sql": e.reference, "split": e.split, **e.extra} for e in made.examples]
+        raise RunStopped(f"not one sampled query of {stages.settings.own} became a question ({dict(made.drops)}); "
+                         "check that its tables have rows (sql), or give --questions")  # fmt: skip
+    rows = [_row(example) for example in made.examples]
     stages.run.write(stages.made_questions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _row(example: Example) -> dict[str, Any]:
+    """A row that the task's own reader of questions reads back: `extra["row"]` where a draft says how, else its SQL."""
+    extra = {name: value for name, value in example.extra.items() if name not in ("row", "instruction")}
+    return {"question": example.question, **example.extra.get("row", {"sql": example.reference}), "split": example.split, **extra}
 
 
 def keep_proven(stages: Stages, ledger: Ledger, data: Data) -> None:

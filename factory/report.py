@@ -169,13 +169,14 @@ def next_command(facts: RunFacts) -> str:
         "--task",
         str(facts.config.get("task", "sql")),
     ]
-    for name in ("dataset", "data_dir", "db", "questions"):
+    for name in ("dataset", "data_dir", "db", "functions", "questions"):
         if facts.config.get(name) is not None:
             parts += ["--" + name.replace("_", "-"), shlex.quote(str(facts.config[name]))]
     made = facts.run_dir / "questions.jsonl"
-    if facts.config.get("db") is not None and facts.config.get("questions") is None and made.exists():
-        parts += ["--questions", shlex.quote(str(made))]  # the database came without any; these were made for it
-    if facts.config.get("db") is not None and facts.card is not None and "student" in facts.card.scores:
+    own = facts.config.get("db") is not None or facts.config.get("functions") is not None
+    if own and facts.config.get("questions") is None and made.exists():
+        parts += ["--questions", shlex.quote(str(made))]  # the database, or functions, came without any; these were made for it
+    if own and facts.card is not None and "student" in facts.card.scores:
         parts += ["--split", facts.card.scores["student"].split]  # without it, the questions trained on are scored too
     return " ".join([*parts, "--json", shlex.quote(str(facts.run_dir / "scores-again.json"))])
 
@@ -298,9 +299,13 @@ def _answers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         columns = [words(column, 60) for column in answer.get("columns", ())]
         rows = [[words("NULL" if cell is None else cell, 60) for cell in row] for row in answer.get("rows", ())]
         verdict = {True: "correct", False: "wrong"}.get(answer.get("correct", "unknown"), "not checked")
-        out.append({"question": words(answer.get("question", "")), "answer": block(str(answer.get("answer", "")), "sql"),
+        out.append({"question": words(answer.get("question", "")), "answer": block(*_code(str(answer.get("answer", "")))),
                     "verdict": verdict, "rows": table(columns, rows) if columns else words(answer.get("error", ""))})  # fmt: skip
     return out
+
+
+def _code(answer: str) -> tuple[str, str]:
+    return answer, "json" if answer.startswith(("[", "{")) else "sql"
 
 
 def _front_matter(facts: RunFacts) -> str:

@@ -40,8 +40,10 @@ class DataSettings(BaseModel):
     """directory holding NAME.jsonl.xz and what belongs to it; default: the bundled copy"""
     db: Path | None = None
     """SQLite file to ask questions about (sql)"""
+    functions: str | None = None
+    """functions to call (tools): FILE.json, an OpenAI-style list or JSON schema, or MODULE:OBJECT of @tool functions"""
     questions: Path | None = None
-    """JSONL of {"question": …, "sql": … (optional)} for --db"""
+    """JSONL of {"question": …} with "sql" (for --db) or "calls" (for --functions), both optional"""
     seed: int = 0
     """seed of every random choice"""
 
@@ -49,9 +51,20 @@ class DataSettings(BaseModel):
     def _check_source(self) -> Self:
         if self.db is not None and self.dataset is not None:
             raise ValueError("give --dataset or --db, not both")
-        if self.questions is not None and self.db is None:
+        if self.functions is not None and self.task != "tools":
+            raise ValueError(f"--functions {self.functions!r} is for the task 'tools', not {self.task!r}; give --task tools")
+        if self.functions is not None and self.dataset is not None:
+            raise ValueError("give --dataset or --functions, not both")
+        if self.db is not None and self.task == "tools":
+            raise ValueError("--db is for the task 'sql'; the task 'tools' takes --functions")
+        if self.questions is not None and self.db is None and self.task == "sql":
             raise ValueError("--questions needs --db, the database they ask about")
         return self
+
+    @property
+    def own(self) -> Path | str | None:
+        """What the user brought to ask about, a database or functions; None for a data set."""
+        return self.db if self.db is not None else self.functions
 
 
 class StudentSettings(DataSettings):
@@ -141,15 +154,15 @@ class DistillSettings(StudentSettings):
 
     @model_validator(mode="after")
     def _check_method(self) -> Self:
-        if self.db is not None and self.questions is None and (self.split != "train" or self.validation_split is not None):
+        if self.own is not None and self.questions is None and (self.split != "train" or self.validation_split is not None):
             raise ValueError(
-                "--split and --validation-split choose among questions, and --db without --questions has none yet: "
+                f"--split and --validation-split choose among questions, and {self.own} without --questions has none yet: "
                 "leave them out, or give --questions"
             )
-        if self.db is not None and self.questions is None and self.teacher.split(":")[0] == "recorded":
+        if self.own is not None and self.questions is None and self.teacher.split(":")[0] == "recorded":
             raise ValueError(
-                f"--teacher {self.teacher!r} has no answers for {self.db}: give --questions with their sql, --teacher templates "
-                "(questions in plain words, no model), or a teacher that is a model"
+                f"--teacher {self.teacher!r} has no answers for {self.own}: give --questions with their answers, "
+                "--teacher templates (questions in plain words, no model), or a teacher that is a model"
             )
         if self.method != "sft" and self.teacher.split(":")[0] in ("recorded", "templates"):
             raise ValueError(

@@ -106,7 +106,7 @@ class Stages:
             raise TaskError(f"split {self.settings.split!r} has no questions to learn from; check --questions and --split")
         if not data.validation:
             raise TaskError(f"split {self.validation_split()!r} has no questions with a reference answer to validate on; "
-                            'mark some rows of the questions file that have "sql" with "split": "xdev", the others with '
+                            'mark some rows of the questions file that have an answer with "split": "xdev", the others with '
                             '"split": "train"')  # fmt: skip
 
     def load_data(self) -> Data:
@@ -147,8 +147,8 @@ class Stages:
 
     @property
     def makes_questions(self) -> bool:
-        """Whether this run's questions are sampled from a database that came without any."""
-        return self.settings.db is not None and self.settings.questions is None
+        """Whether this run's questions are sampled from a database, or functions, that came without any."""
+        return self.settings.own is not None and self.settings.questions is None
 
     @property
     def _made(self) -> bool:
@@ -173,8 +173,9 @@ class Stages:
         s = self.settings
         questions = self.made_questions if self.makes_questions and self._made else s.questions
         return DataSource(
-            dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, questions=questions, limit=limit, seed=s.seed
-        )
+            dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, functions=s.functions, questions=questions, limit=limit,
+            seed=s.seed,
+        )  # fmt: skip
 
     def summary(self) -> str:
         """The plan of a run without a teacher: what is learned from, by whom, with how much memory, written where."""

@@ -16,7 +16,13 @@ def _sql() -> Task:
     return SqlTask()
 
 
-TASKS: dict[str, Callable[[], Task]] = {"sql": _sql}
+def _tools() -> Task:
+    from factory.tasks.tools.task import ToolsTask
+
+    return ToolsTask()
+
+
+TASKS: dict[str, Callable[[], Task]] = {"sql": _sql, "tools": _tools}
 
 
 def get_task(name: str) -> Task:

@@ -8,17 +8,20 @@ Does not: ask a model.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from agents.artifact import Asked, card_hash
 from agents.card import CalibrationEntry, Card, CardError
+from agents.chat import ToolCall, ToolSpec
 from factory.tasks import get_task
 from factory.tasks.task import Dialect, Example, HasForms, Task, TaskError
 
 DATABASES_KEPT = 64
+NEEDS = {"sql": ("a database", "db=FILE.sqlite"), "tools": ("functions", "functions=[…], or tools=[…] to have its calls run,")}
+"""What each task answers about, and how that is given."""
 
 
 def answerer(name: str, card: Card | None = None, **context: Any) -> TaskAnswerer:
@@ -69,7 +72,14 @@ class TaskAnswerer:
             self.task.messages(example, self.dialect),
             self.task.constraint(example, self.dialect),
             lambda completion: self.task.decode(example, completion, self.dialect),
+            _tool_calls if self.name == "tools" else None,
         )
+
+    def with_tools(self, specs: Sequence[ToolSpec]) -> TaskAnswerer:
+        """The same about a persona's own tools, where the task calls functions and was given no others."""
+        if self.name != "tools" or self.given.get("functions") is not None:
+            return self
+        return replace(self, given={**self.given, "functions": tuple(specs)}, _opened=OrderedDict())
 
     def plain(self) -> TaskAnswerer:
         """A larger model that learned no form is asked in the general one: it may join, group and sort."""
@@ -83,6 +93,8 @@ class TaskAnswerer:
         """What a question is asked about, None when nothing was given; `variables` go before what was bound. Raises TaskError."""
         replaced = {"db", "database"} if {"db", "database"} & set(variables) else set()
         variables = {**{k: v for k, v in self.given.items() if k not in replaced}, **variables}
+        if self.name == "tools":
+            return self._toolset(variables)
         if self.name != "sql":
             if set(variables) - {"context"}:
                 raise TaskError(f"the task {self.name!r} knows no {', '.join(variables)}; give context=…")
@@ -108,11 +120,27 @@ class TaskAnswerer:
                 self._opened.popitem(last=False)
         return found
 
+    def _toolset(self, variables: dict[str, Any]) -> Any:
+        from factory.tasks.tools.runtime import KNOWN, toolset
+
+        key = tuple(str(variables.get(name)) if name == "today" else id(variables.get(name)) for name in KNOWN)
+        if not variables.keys() <= set(KNOWN) or "today" not in variables or key not in self._opened:
+            self._opened[key] = (variables.get("functions"), toolset(variables))
+            if len(self._opened) > DATABASES_KEPT:
+                self._opened.popitem(last=False)
+        return self._opened[key][1]
+
     def _example(self, text: str, variables: dict[str, Any]) -> Example:
         context = self.opened(variables)
         if context is None:
-            what, how = ("a database", "db=FILE.sqlite") if self.name == "sql" else ("something", "context=…")
+            what, how = NEEDS.get(self.name, ("something", "context=…"))
             raise TaskError(
                 f"the {self.name} persona answers about {what}, and none is given; give {how} when making or asking it"
             )
         return Example("question", text, context, str(getattr(context, "id", "")))
+
+
+def _tool_calls(answer: str) -> tuple[ToolCall, ...]:
+    from factory.tasks.tools.runtime import tool_calls
+
+    return tool_calls(answer)

@@ -72,6 +72,8 @@ class DataSource(BaseModel):
     split: str = "train"
     db: Path | None = None
     questions: Path | None = None
+    functions: str | None = None
+    """Functions that questions are about, for a task that calls them: a JSON file, or MODULE:OBJECT."""
     table: str | None = None
     """The one table or view of `db` that is asked about; None is all of them."""
     form: Literal["single", "general"] | None = None
@@ -127,6 +129,15 @@ class HasVariants(Protocol):
 
     def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> tuple[tuple[Message, ...], str]:
         """Prompt and completion of one such way (sql: the columns in another order). Raises AnswerError as `encode` does."""
+        ...
+
+
+@runtime_checkable
+class HasSetMetrics(Protocol):
+    """A task with metrics of a whole set of answers that are no share of right ones (an F1)."""
+
+    def set_metrics(self, answers: Sequence[tuple[Example, str | None]]) -> Mapping[str, float]:
+        """Name -> value over (example, canonical answer; None: not decoded)."""
         ...
 
 

@@ -1,0 +1,95 @@
+"""Spans of a request that an argument may take whole: dates, times, numbers, quoted texts, names, identifiers.
+
+Does: find them in one turn of a conversation, with what they mean. Does not: say which argument they belong to.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from factory.tasks.sql.spaced import spaced
+from factory.tasks.tools import moments
+
+SpanKind = Literal["date", "time", "number", "text"]
+_QUOTED = re.compile(r"\"([^\"\n]{1,80})\"|“([^”\n]{1,80})”|(?<!\w)'([^'\n]{1,80})'(?!\w)")
+_CODE = re.compile(r"(?<!\w)[\w./@:%+-]*(?:\d[A-Za-z]|[A-Za-z]\d|\w@\w|\w_\w|\w/\w|\w\.[a-z]{2,4}\b)[\w./@:%+-]*\w")
+_NAME = re.compile(
+    r"[A-Z][\w'’&-]*(?:(?<=\b[A-Z])\.(?= [A-Z]))?"
+    r"(?:,? (?:[A-Z][\w'’&-]*|\d+)(?:(?<=\b[A-Z])\.(?= [A-Z]))?|,? (?:of|the|de|la|at|on|for|&|and|in) (?:the )?[A-Z][\w'’&-]*)*"
+)
+_JOINERS = re.compile(r" (?:at|on|for|and|in) ")
+_SENTENCE = re.compile(r"(?:^|[.!?:]\s+|\"\s*)$")
+SHORT = 4
+"""Words of a sentence whose first word may be a name by itself: `Toronto, please.`"""
+_OPENERS = frozenset(
+    """a about additionally after alright also am an and any are as at awesome be before book but buy by bye calculate can
+    cancel check compare confirm confirming convert could create determine did do does download evaluate excellent
+    explain fantastic find finally first firstly for from generate get give goodbye great hello help here hey hi how i
+    i'd i'll i'm i've if in is it it's its just kindly lastly let let's list look looking lovely make many may maybe me
+    my need next no nope not now of ok okay on one or our perfect play please pm provide rent reserve retrieve search
+    second secondly send set she should show so some sorry start sure tell thank thanks that that's the their them then
+    there there's these they third this those to transfer translate try update use using very want was we we're well
+    were what what's when where which while who why will with would yeah yep yes you you're you've your""".split()
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters [start, end) of a turn; `value` is what it means: ISO date, HH:MM, number, or its words in lower case."""
+
+    start: int
+    end: int
+    kind: SpanKind
+    value: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, self.value
+
+
+def find_spans(text: str, today: dt.date | None) -> list[Span]:
+    """Spans in the order of the text, none across another."""
+    found: list[Span] = []
+
+    def add(start: int, end: int, kind: SpanKind, value: str) -> None:
+        if start < end and value and not any(start < other.end and other.start < end for other in found):
+            found.append(Span(start, end, kind, value))
+
+    for quoted in _QUOTED.finditer(text):
+        group = next(i for i in (1, 2, 3) if quoted[i] is not None)
+        add(quoted.start(group), quoted.end(group), "text", spaced(quoted[group]))
+    for moment in moments.find(text, today):
+        add(moment.start, moment.end, moment.kind, moment.value)
+    for code in _CODE.finditer(text):
+        add(code.start(), code.end(), "text", spaced(code.group()))
+    for name in _NAME.finditer(text):
+        for start, end in _names(text, name.start(), name.end()):
+            end = min([end, *(other.start for other in found if start < other.start < end)])
+            end = start + len(text[start:end].rstrip(" ,"))
+            add(start, end, "text", spaced(text[start:end]))
+    return sorted(found, key=lambda span: span.start)
+
+
+def _names(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """A run of capitalised words, cut at joining words and freed of the words that sentences begin with."""
+    out = []
+    at = start
+    for piece in [*(m.span() for m in _JOINERS.finditer(text, start, end)), (end, end)]:
+        first, last = at, piece[0]
+        at = piece[1]
+        while first < last:
+            word = text[first:last].split(" ", 1)[0]
+            plain = word.strip(",.'’").lower()
+            if plain not in _OPENERS and not (plain.endswith("ing") and _SENTENCE.search(text[:first])):
+                break
+            first += len(word) + 1
+        piece_text = text[first:last].rstrip(" ,.'’")
+        if re.search(r"[’']s$", piece_text) and " " not in piece_text:
+            piece_text = piece_text[:-2]
+        opens = " " not in piece_text and _SENTENCE.search(text[:first]) and len(text[first:].split(".")[0].split()) > SHORT
+        if (len(piece_text) > 1 or piece_text.isdigit()) and not opens:
+            out.append((first, first + len(piece_text)))
+    return out

@@ -1,0 +1,82 @@
+"""Dates, times and numbers as people say them, against what a calendar says."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+
+import pytest
+
+from factory.tasks.tools import moments
+from factory.tasks.tools.values import find_spans
+from tests.factory.tasks.tools.worlds import TODAY
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("March 8th", "2019-03-08"), ("the 14th of March, 2020", "2020-03-14"), ("8 April", "2019-04-08"),
+        ("the 9th", "2019-03-09"), ("10th of this month", "2019-03-10"), ("later today", "2019-03-01"),
+        ("day after tomorrow", "2019-03-03"), ("next Monday", "2019-03-04"), ("this Saturday", "2019-03-02"),
+        ("Friday next week", "2019-03-08"), ("2019-02-29", None), ("2020-02-29", "2020-02-29"), ("the 9th street", None),
+        ("February 30th", None), ("March 2 pm", None),
+    ],
+)  # fmt: skip
+def test_dates(text: str, expected: str | None) -> None:
+    assert moments.read(text, "date", TODAY) == expected
+
+
+def test_every_weekday_is_the_next_of_its_name() -> None:
+    for offset in range(7):
+        today = TODAY + dt.timedelta(offset)
+        for day in ("Monday", "Sunday", "Friday"):
+            found = dt.date.fromisoformat(moments.read(day, "date", today) or "")
+            assert f"{found:%A}" == day and 1 <= (found - today).days <= 7
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4:30 in the evening", "16:30"), ("half past 11 in the morning", "11:30"), ("quarter to 5 in the evening", "16:45"),
+        ("evening 5:45", "17:45"), ("8 am", "08:00"), ("12 pm", "12:00"), ("12:15 a.m.", "00:15"), ("16:30", "16:30"),
+        ("noon", "12:00"), ("eleven thirty am", "11:30"), ("25:10", None),
+    ],
+)  # fmt: skip
+def test_times(text: str, expected: str | None) -> None:
+    assert moments.read(text, "time", TODAY) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("$1,330", "1330"), ("one thousand three hundred and thirty dollars", "1330"), ("4.3", "4.3"), ("twenty two", "22"),
+        ("4.30", "4.3"), ("room 12b", None),
+    ],
+)  # fmt: skip
+def test_numbers(text: str, expected: str | None) -> None:
+    assert moments.read(text, "number", TODAY) == expected
+
+
+def test_without_a_day_only_whole_dates_are_read() -> None:
+    assert moments.read("next Monday", "date", None) is None
+    assert moments.read("November 25, 2013", "date", None) == "2013-11-25"
+
+
+def test_spans_are_names_quotes_codes_and_moments_and_never_overlap() -> None:
+    text = (
+        'Please mail "Blue Horizon" to j.smith@example.org and Alfred Hitchcock at Dulles International Airport on March 8th at '
+        "9 am. Then ring Old Tom 4 times."
+    )
+    spans = find_spans(text, TODAY)
+    said = [(text[s.start : s.end], s.kind) for s in spans]
+    assert said == [
+        ("Blue Horizon", "text"), ("j.smith@example.org", "text"), ("Alfred Hitchcock", "text"),
+        ("Dulles International Airport", "text"), ("March 8th", "date"), ("9 am", "time"),
+        ("Old Tom", "text"), ("4", "number"),
+    ]  # fmt: skip
+    assert all(a.end <= b.start for a, b in itertools.pairwise(spans))
+
+
+def test_sentences_do_not_begin_with_names_by_accident() -> None:
+    assert find_spans("Sounds great to me, really. Thanks! Book it.", TODAY) == []
+    assert [s.value for s in find_spans("Toronto, please", TODAY)] == [" toronto"]
