@@ -16,7 +16,13 @@ def _sql() -> Task:
     return SqlTask()
 
 
-TASKS: dict[str, Callable[[], Task]] = {"sql": _sql}
+def _route() -> Task:
+    from factory.tasks.route.task import RouteTask
+
+    return RouteTask()
+
+
+TASKS: dict[str, Callable[[], Task]] = {"sql": _sql, "route": _route}
 
 
 def get_task(name: str) -> Task:

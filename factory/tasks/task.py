@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from agents.chat import Message
 from agents.constrain import Constraint
@@ -72,6 +72,10 @@ class DataSource(BaseModel):
     split: str = "train"
     db: Path | None = None
     questions: Path | None = None
+    labels: Path | None = None
+    """What `questions` may be answered with, for a task that chooses among labels."""
+    card_data: dict[str, Any] = Field(default_factory=dict)
+    """`task_data` of the card of the student that will be asked: its examples are read as it learned them."""
     table: str | None = None
     """The one table or view of `db` that is asked about; None is all of them."""
     form: Literal["single", "general"] | None = None
