@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agents.card import ADAPTER_FILE, FILE_NAME, CalibrationEntry, Card, CardError
-from agents.chat import Adapter, ChatModel, Message, ModelError, Sampling
+from agents.chat import Adapter, ChatModel, Message, ModelError, Sampling, TokenLogprob
 from agents.constrain import Constraint
 from agents.tools import PersonaError
 
@@ -30,6 +30,10 @@ class Asked:
     messages: tuple[Message, ...]
     constraint: Constraint | None
     decode: Callable[[str], str]
+    confidence: Callable[[Sequence[TokenLogprob]], float | None] | None = None
+    """how sure a completion was, by its log-probabilities; None: their mean"""
+    reliability: tuple[tuple[float, float], ...] = ()
+    """points of the card that turn this into a probability"""
 
 
 @runtime_checkable

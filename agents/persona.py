@@ -24,6 +24,7 @@ from agents.answer import NoAnswer, Result
 from agents.awaited import in_thread
 from agents.budget import Budget, Totals
 from agents.chat import Adapter, ChatModel, Message, Sampling, ToolCall, ToolSpec
+from agents.confidence import mean_probability
 from agents.constrain import Constraint
 from agents.events import Warned, emit
 from agents.persona_loop import PersonaRun, Plan
@@ -318,6 +319,8 @@ class Persona:
             constraint=asked.constraint if asked.constraint and calling.honours(self.model, asked.constraint.kind) else None,
             adapters=self.adapters,
             decode=asked.decode,
+            confidence=asked.confidence if asked.confidence is not None else mean_probability,
+            reliability=asked.reliability,
             guards=self._guards,
             budget=self.budget,
             max_rounds=self._max_rounds,

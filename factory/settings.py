@@ -41,7 +41,9 @@ class DataSettings(BaseModel):
     db: Path | None = None
     """SQLite file to ask questions about (sql)"""
     questions: Path | None = None
-    """JSONL of {"question": …, "sql": … (optional)} for --db"""
+    """JSONL of {"question": …, "sql": … (optional)} for --db; of {"question": …, "label": …} for the route task"""
+    labels: Path | None = None
+    """labels that --questions may have (route): JSON or a line each, with descriptions; default: those the rows use"""
     seed: int = 0
     """seed of every random choice"""
 
@@ -49,8 +51,10 @@ class DataSettings(BaseModel):
     def _check_source(self) -> Self:
         if self.db is not None and self.dataset is not None:
             raise ValueError("give --dataset or --db, not both")
-        if self.questions is not None and self.db is None:
+        if self.questions is not None and self.db is None and self.task == "sql":
             raise ValueError("--questions needs --db, the database they ask about")
+        if self.labels is not None and self.questions is None:
+            raise ValueError(f"--labels {self.labels} needs --questions, the rows they label")
         return self
 
 

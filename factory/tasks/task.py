@@ -19,11 +19,18 @@ from agents.constrain import Constraint
 
 if TYPE_CHECKING:
     from agents.card import Card
+    from agents.chat import TokenLogprob
+    from agents.choose import Token
+    from factory.predictions import Prediction
 
 Dialect = Literal["plain", "compact"]
 """How prompt and answer are written. "plain": ordinary text for pretrained models and teachers. "compact": short
 position tokens, lower case, for students trained from scratch. `Task.encode`/`decode` translate; the canonical
 answer (for sql: SQL text) is what is stored, verified, scored and shown."""
+
+
+Reliability = Sequence[tuple[float, float]]
+"""Points of a card that turn a confidence into a probability."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,37 @@ class Score(BaseModel):
     correct: bool
     metrics: dict[str, bool]
     error: str | None = None
+
+
+class Figure(BaseModel):
+    """One measured number of a whole evaluation, with its 95 % interval where there is one."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int
+    """what it was measured on"""
+    about: str = ""
+    """a sentence that says how to read it"""
+
+
+class Confusion(BaseModel):
+    """How often one answer was given where another was right."""
+
+    model_config = ConfigDict(frozen=True)
+    expected: str
+    answer: str
+    n: int
+
+
+class Summary(BaseModel):
+    """What a task says of a whole evaluation beyond the share of right answers."""
+
+    model_config = ConfigDict(frozen=True)
+    figures: dict[str, Figure] = Field(default_factory=dict)
+    confusions: tuple[Confusion, ...] = ()
+    """the most frequent ones first"""
 
 
 class DataSource(BaseModel):
@@ -131,6 +169,45 @@ class HasVariants(Protocol):
 
     def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> tuple[tuple[Message, ...], str]:
         """Prompt and completion of one such way (sql: the columns in another order). Raises AnswerError as `encode` does."""
+        ...
+
+
+@runtime_checkable
+class HasSummary(Protocol):
+    """A task that reads more from a reply than its answer, and says more of an evaluation than a share of right ones."""
+
+    alternatives: int
+    """other tokens, with their log-probabilities, to ask for at every step of an answer (of models that run here)"""
+
+    def counts(self, example: Example) -> bool:
+        """Whether an example counts towards the headline; the others are in the summary alone."""
+        ...
+
+    def measures(self, example: Example, answer: str, walk: Sequence[Token], dialect: Dialect) -> Mapping[str, float]:
+        """Numbers kept with a prediction, by name; "confidence" is how likely the answer is right. {} where nothing is known.
+
+        `walk` holds what was written, token by token, and what else the constraint allowed there (`agents.choose.tokens_of`)."""
+        ...
+
+    def sure(self, logprobs: Sequence[TokenLogprob]) -> float | None:
+        """The same "confidence" from a reply's own tokens alone, as a persona has them."""
+        ...
+
+    def summarize(self, predictions: Sequence[Prediction], reliability: Reliability = ()) -> Summary:
+        """Figures and confusions of a whole evaluation; `reliability` is the card's (`agents.confidence.probability`)."""
+        ...
+
+
+@runtime_checkable
+class HasCardData(Protocol):
+    """A task that keeps something in its student's card and asks the student with it."""
+
+    def card_data(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """What a student trained on these examples must be asked with, as JSON."""
+        ...
+
+    def opened(self, card: Card | None, given: Mapping[str, Any]) -> Any:
+        """What a persona is asked about (an example's context), from its card and what somebody gave it. Raises TaskError."""
         ...
 
 

@@ -30,7 +30,7 @@ LONGEST_DESCRIPTION = 400
 _MARK = re.compile(r"<[a-z]+>")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelSet:
     """`id` names the set in data and cards, `title` (words) in compact prompts; `labels` maps a name to its description."""
 

@@ -10,7 +10,6 @@ import csv
 import functools
 import hashlib
 import io
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence

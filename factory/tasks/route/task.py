@@ -9,14 +9,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agents.chat import Message
+from agents.chat import Message, TokenLogprob
+from agents.confidence import whole_probability
 from agents.constrain import Constraint
 from factory.tasks.route import sources
+from factory.tasks.route.given import opened
 from factory.tasks.route.labels import OOS_TOKEN, OUT_OF_SCOPE, LabelSet
 from factory.tasks.route.prompt import PROMPT_TOKENS, render_prompt
-from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Score, TaskError, Verdict
+from factory.tasks.route.summary import summarize
+from factory.tasks.route.weigh import ALTERNATIVES, weigh
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Reliability, Score, Summary, TaskError, Verdict
+
+if TYPE_CHECKING:
+    from agents.card import Card
+    from agents.choose import Token
+    from factory.predictions import Prediction
 
 
 class RouteTask:
@@ -87,6 +96,28 @@ class RouteTask:
         """ "exact": the same words, whatever the set (a set's validation text must not train another set either)."""
         words = " ".join(re.findall(r"\w+", example.question.lower())) or example.question
         return {"exact": hashlib.sha256(words.encode("utf-8", "replace")).hexdigest()[:32]}
+
+    alternatives = ALTERNATIVES
+
+    def counts(self, example: Example) -> bool:
+        """Utterances of no label are scored apart."""
+        return example.reference != OUT_OF_SCOPE
+
+    def measures(self, example: Example, answer: str, walk: Sequence[Token], dialect: Dialect) -> Mapping[str, float]:
+        return weigh(_labels(example), dialect, answer, walk)
+
+    def sure(self, logprobs: Sequence[TokenLogprob]) -> float | None:
+        return whole_probability(logprobs)
+
+    def summarize(self, predictions: Sequence[Prediction], reliability: Reliability = ()) -> Summary:
+        return summarize(predictions, reliability)
+
+    def card_data(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """{"sets": every label set of the examples}."""
+        return {"sets": [labels.data() for labels in dict.fromkeys(_labels(example) for example in examples)]}
+
+    def opened(self, card: Card | None, given: Mapping[str, Any]) -> LabelSet | None:
+        return opened(card, given)
 
     def show(self, example: Example, answer: str) -> Mapping[str, Any]:
         labels = _labels(example)
