@@ -1,7 +1,7 @@
 """How sure a model was, by its own probabilities: pure functions over a reply's log-probabilities.
 
-Does: length-normalised and whole log-probability, smallest margin, agreement of several samples; the probability and the threshold that a
-card's calibration gives.
+Does: length-normalised and whole log-probability, smallest margin, agreement of several samples; the probability and the
+threshold that a card's calibration gives.
 Does not: ask a model. Log-probabilities are those of the constrained distribution, so what the grammar forced counts as sure.
 """
 

@@ -302,9 +302,7 @@ class PersonaRun:
             stopped,
             plan.dropped,
             said.thought,
-            probability=probability(plan.reliability, self.confidence)
-            if plan.reliability and self.confidence is not None
-            else None,
+            probability=self._probability(),
         )
 
     def _decoded(self, text: str, reply: Reply) -> tuple[str, BaseModel | None]:
@@ -334,6 +332,10 @@ class PersonaRun:
                 problems = problems_of(ToolCall(name="answer", raw=text), error if mended.rungs else first)
                 raise _NotYet(retry_message(problems)) from None
             return output.model_dump_json(), output
+
+    def _probability(self) -> float | None:
+        known = self.confidence is not None and self.plan.reliability
+        return probability(self.plan.reliability, self.confidence or 0.0) if known else None
 
     def _count_guard(self, what: str) -> None:
         self.totals.count(what)

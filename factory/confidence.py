@@ -125,7 +125,7 @@ def area_under_roc(negative: Sequence[float], positive: Sequence[float]) -> floa
 
 
 def threshold_at(negative: Sequence[float], share: float) -> float:
-    """The lowest of their scores that at most `share` (0 to below 1) of the negatives lie above. Raises ValueError without any."""
+    """The lowest of their scores that at most `share` (0 to below 1) of the negatives lie above. Raises ValueError for none."""
     if not negative:
         raise ValueError("no scores to set a threshold on")
     return sorted(negative, reverse=True)[math.floor(share * len(negative) + 1e-9)]

@@ -377,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     title = f"{document['task']}, {document['dataset']} {document['split']}, {result.decoding}"
     console.print(scores_table({settings.model: result.summary()}, title))
-    for line in figure_lines(result.summary()):
+    for line in figure_lines(result.summary(), explained=True):
         console.print(line, markup=False, highlight=False)
     if settings.json_file is not None:
         console.print(

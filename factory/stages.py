@@ -172,16 +172,8 @@ class Stages:
     def _source(self, split: str, limit: int | None) -> DataSource:
         s = self.settings
         questions = self.made_questions if self.makes_questions and self._made else s.questions
-        return DataSource(
-            dataset=s.dataset,
-            data_dir=s.data_dir,
-            split=split,
-            db=s.db,
-            questions=questions,
-            labels=s.labels,
-            limit=limit,
-            seed=s.seed,
-        )
+        return DataSource(dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, questions=questions, labels=s.labels,
+                          limit=limit, seed=s.seed)  # fmt: skip
 
     def summary(self) -> str:
         """The plan of a run without a teacher: what is learned from, by whom, with how much memory, written where."""

@@ -279,5 +279,6 @@ class Task(Protocol):
         ...
 
     def show(self, example: Example, answer: str) -> Mapping[str, Any]:
-        """What a person wants to see: {"question", "answer", "columns", "rows"} or {"question", "answer", "error"}."""
+        """What a person wants to see: {"question", "answer", "columns", "rows"} or {"question", "answer", "error"}; without
+        "rows" where an answer is not run (route)."""
         ...

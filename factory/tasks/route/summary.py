@@ -38,10 +38,6 @@ def summarize(predictions: Sequence[Prediction], reliability: Reliability = ()) 
     figures: dict[str, Figure] = {}
     inside = [p for p in predictions if p.counted]
     outside = [p for p in predictions if not p.counted]
-    right = sum(p.correct for p in inside)
-    if inside:
-        low, high = wilson(right, len(inside))
-        figures["in-scope accuracy"] = Figure(value=right / len(inside), low=low, high=high, n=len(inside))
     if outside:
         caught = sum(p.correct for p in outside)
         low, high = wilson(caught, len(outside))
@@ -67,9 +63,7 @@ def summarize(predictions: Sequence[Prediction], reliability: Reliability = ()) 
     if sure:
         right_or_wrong = [good for _, good in sure]
         raw = expected_calibration_error([c for c, _ in sure], right_or_wrong)
-        figures[RAW_ERROR] = Figure(
-            value=raw, n=len(sure), about="of the label's probability as it comes, in 10 bins; 0 is perfect"
-        )
+        figures[RAW_ERROR] = Figure(value=raw, n=len(sure), about="of the label's own probability, in 10 bins; 0 is perfect")
         if reliability:
             error = expected_calibration_error([probability(reliability, c) for c, _ in sure], right_or_wrong)
             figures[ERROR] = Figure(value=error, n=len(sure), about="of the probability that the card makes of it")

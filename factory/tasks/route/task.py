@@ -123,8 +123,7 @@ class RouteTask:
         labels = _labels(example)
         if answer not in labels.answers:
             return {"question": example.question, "answer": answer, "error": f"no label of {labels.id}"}
-        description = labels.labels.get(answer, "")
-        return {"question": example.question, "answer": answer, "columns": [], "rows": [], "about": description}
+        return {"question": example.question, "answer": answer, "about": labels.labels.get(answer, "")}
 
 
 def _labels(example: Example) -> LabelSet:

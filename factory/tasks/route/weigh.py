@@ -22,8 +22,8 @@ ALTERNATIVES = 64
 WORTH = math.log(1e-6)
 """Log-probability below which an alternative is left out."""
 OUTSIDE = "outside"
-"""Name of the measure that grows as an utterance looks out of scope: p(out of scope) / (p(out of scope) + p(the likeliest label in
-scope)) where out of scope is an answer, else `DOUBT`."""
+"""Name of the measure that grows as an utterance looks out of scope: p(out of scope) / (p(out of scope) + p(the likeliest label
+in scope)) where out of scope is an answer, else `DOUBT`."""
 DOUBT = "doubt"
 """Name of the measure 1 - p(the likeliest label in scope): high also where two labels in scope are both likely."""
 
