@@ -26,7 +26,8 @@ class Result:
     persona: str = ""
     """who answered: in a cascade not always the first"""
     confidence: float | None = None
-    """exp of the mean log-probability of the least sure model call, 0-1; None when the model gives none"""
+    """exp of the mean log-probability of the least sure model call, 0-1, or what an artifact's task means by it (route: the
+    probability of the label); None when the model gives none"""
     logprobs: tuple[TokenLogprob, ...] = ()
     """of the last model call"""
     usage: Usage = field(default_factory=Usage)
@@ -44,6 +45,8 @@ class Result:
     thought: str = ""
     escalated: Reason | None = None
     """why a cascade went on to the model that gave this answer"""
+    probability: float | None = None
+    """that the answer is right: the confidence read off the reliability curve of an artifact's card; None without one"""
 
     @property
     def value(self) -> Any:

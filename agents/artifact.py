@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agents.card import ADAPTER_FILE, FILE_NAME, CalibrationEntry, Card, CardError
-from agents.chat import Adapter, ChatModel, Message, ModelError, Sampling, ToolCall, ToolSpec
+from agents.chat import Adapter, ChatModel, Message, ModelError, Sampling, TokenLogprob, ToolCall, ToolSpec
 from agents.constrain import Constraint
 from agents.tools import PersonaError
 
@@ -32,6 +32,10 @@ class Asked:
     constraint: Constraint | None
     decode: Callable[[str], str]
     calls: Callable[[str], tuple[ToolCall, ...]] | None = None
+    confidence: Callable[[Sequence[TokenLogprob]], float | None] | None = None
+    """how sure a completion was, by its log-probabilities; None: their mean"""
+    reliability: tuple[tuple[float, float], ...] = ()
+    """points of the card that turn this into a probability"""
 
 
 @runtime_checkable

@@ -14,14 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 FORMAT_VERSION = 3
-"""2 added `file`, 3 `reliability`; older cards read as before"""
+"""2 added `file`, 3 `reliability` and `task_data`; older cards read as before"""
 ANY_TASK = "any"
 """Task of a base model that learned several: it is asked in its dialect about any of them."""
 FILE_NAME = "card.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+TASK_DATA_BYTES = 256 * 1024
+"""Most that `task_data` may take as JSON: a card is read before anything else is, and travels in every file."""
 
 
 class CardError(Exception):
@@ -140,10 +142,20 @@ class Card(_Part):
     (`agents.confidence.probability`)"""
     reliability_error: float | None = None
     """expected calibration error of those probabilities, each on answers the points were not fitted to, 0-1"""
+    task_data: dict[str, Any] = Field(default_factory=dict)
+    """JSON that the task needs to ask the model as it was trained (route: its label sets); {} for most"""
     file: FileEntry | None = None
     """set in the card that an export puts into a file; its score is `scores[file.name]`"""
     created_by: str
     """program and version, "penknife 0.1.0" """
+
+    @field_validator("task_data")
+    @classmethod
+    def _small(cls, value: dict[str, Any]) -> dict[str, Any]:
+        size = len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        if size > TASK_DATA_BYTES:
+            raise ValueError(f"{size:,} bytes of task data; at most {TASK_DATA_BYTES:,}")
+        return value
 
     @classmethod
     def load(cls, path: Path | str, check_weights: bool = True) -> Self:

@@ -1,7 +1,7 @@
 """How sure a model was, by its own probabilities: pure functions over a reply's log-probabilities.
 
-Does: length-normalised log-probability, smallest margin, agreement of several samples; the probability and the threshold that a
-card's calibration gives.
+Does: length-normalised and whole log-probability, smallest margin, agreement of several samples; the probability and the
+threshold that a card's calibration gives.
 Does not: ask a model. Log-probabilities are those of the constrained distribution, so what the grammar forced counts as sure.
 """
 
@@ -26,6 +26,11 @@ def mean_probability(logprobs: Sequence[TokenLogprob]) -> float | None:
     if not logprobs:
         return None
     return min(1.0, math.exp(sum(token.logprob for token in logprobs) / len(logprobs)))
+
+
+def whole_probability(logprobs: Sequence[TokenLogprob]) -> float | None:
+    """exp of the summed log-probabilities: how likely this very text was, 0-1 (what a choice among labels means by sure)."""
+    return min(1.0, math.exp(sum(token.logprob for token in logprobs))) if logprobs else None
 
 
 def margin(logprobs: Sequence[TokenLogprob]) -> float | None:

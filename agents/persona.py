@@ -24,6 +24,7 @@ from agents.answer import NoAnswer, Result
 from agents.awaited import in_thread
 from agents.budget import Budget, Totals
 from agents.chat import Adapter, ChatModel, Message, Sampling, ToolCall, ToolSpec
+from agents.confidence import mean_probability
 from agents.constrain import Constraint
 from agents.events import Warned, emit
 from agents.persona_loop import PersonaRun, Plan
@@ -325,6 +326,8 @@ class Persona:
             calls=asked.calls if runs else None,
             tools=self._by_name if runs else {},
             approve=self._approve,
+            confidence=asked.confidence if asked.confidence is not None else mean_probability,
+            reliability=asked.reliability,
             guards=self._guards,
             budget=self.budget,
             max_rounds=self._max_rounds,

@@ -19,7 +19,7 @@ from agents.answer import NoAnswer, Reason, Result
 from agents.budget import Budget, Meter, Totals
 from agents.calling import ANSWER_MARK, Said, read, written
 from agents.chat import Adapter, ChatModel, Message, ModelError, Reply, Request, Sampling, TokenLogprob, ToolCall, ToolSpec
-from agents.confidence import mean_probability
+from agents.confidence import mean_probability, probability
 from agents.constrain import Constraint, accepts
 from agents.events import ModelCalled, Repaired, Token, Warned, cancelled, current, emit, replayed
 from agents.tool_runs import ToolRuns
@@ -58,6 +58,10 @@ class Plan:
     """completion -> answer of an artifact's task; raises ValueError or its own AnswerError"""
     calls: Callable[[str], tuple[ToolCall, ...]] | None = None
     """answer -> calls to run with `tools`, where an artifact's task answers with calls; their results are then the answer"""
+    confidence: Callable[[Sequence[TokenLogprob]], float | None] = mean_probability
+    """how sure a reply was, by its log-probabilities"""
+    reliability: Sequence[tuple[float, float]] = ()
+    """points that turn it into a probability"""
     verify: Constraint | None = None
     """what an answer must satisfy although the model may not have been held to it"""
     guards: tuple[guarding.Guard, ...] = ()
@@ -140,9 +144,9 @@ class PersonaRun:
         again = replayed(plan.name, digest) if scope is not None else None
         reply = again if again is not None else _reply(plan, request, scope is not None)
         self.meter.add(reply)
-        mean = mean_probability(reply.logprobs)
-        if mean is not None:
-            self.confidence = mean if self.confidence is None else min(mean, self.confidence)
+        sure = plan.confidence(reply.logprobs)
+        if sure is not None:
+            self.confidence = sure if self.confidence is None else min(sure, self.confidence)
         self.logprobs = reply.logprobs
         if scope is not None:
             emit(
@@ -153,7 +157,7 @@ class PersonaRun:
                     reply.usage,
                     reply.timings,
                     reply.stop_reason,
-                    mean,
+                    sure,
                     digest,
                     sampling,
                     plan.constraint.kind if plan.constraint is not None else None,
@@ -322,6 +326,7 @@ class PersonaRun:
             stopped,
             plan.dropped,
             said.thought,
+            probability=self._probability(),
         )
 
     def _decoded(self, text: str, reply: Reply) -> tuple[str, BaseModel | None]:
@@ -351,6 +356,10 @@ class PersonaRun:
                 problems = problems_of(ToolCall(name="answer", raw=text), error if mended.rungs else first)
                 raise _NotYet(retry_message(problems)) from None
             return output.model_dump_json(), output
+
+    def _probability(self) -> float | None:
+        known = self.confidence is not None and self.plan.reliability
+        return probability(self.plan.reliability, self.confidence or 0.0) if known else None
 
     def _count_guard(self, what: str) -> None:
         self.totals.count(what)

@@ -109,10 +109,10 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
         "dialect": card.dialect if card is not None else "plain",
         "max_tokens": card.max_tokens if card is not None else MAX_TOKENS,
     }
+    learned = card.task_data if card is not None else {}
     if asked or settings.task is not None:
-        where = DataSource(dataset=settings.dataset, data_dir=settings.data_dir, db=settings.db, functions=settings.functions,
-                           questions=settings.questions,
-                           limit=settings.limit)  # fmt: skip
+        where = DataSource(card_data=learned, dataset=settings.dataset, data_dir=settings.data_dir, db=settings.db,
+                           functions=settings.functions, questions=settings.questions, limit=settings.limit)  # fmt: skip
         split = settings.split or ("all" if settings.db is not None else task.validation_split(where))
         return Questions(source=where.model_copy(update={"split": split}), origin="the options", **how), ""
     run = _run_source(source.run_dir) if source.run_dir is not None else None
@@ -120,11 +120,13 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
         where, only = run
         split = where.split or task.validation_split(where)
         limit = settings.limit if settings.limit is not None else where.limit
-        where = where.model_copy(update={"split": split, "limit": limit})
+        where = where.model_copy(update={"split": split, "limit": limit, "card_data": learned})
         return Questions(source=where, only=only, origin=f"the run {source.run_dir}", **how), ""
     found = _card_source(card, task) if card is not None else None
     if found is not None:
-        return Questions(source=found.model_copy(update={"limit": settings.limit}), origin="the card's data", **how), ""
+        return Questions(
+            source=found.model_copy(update={"limit": settings.limit, "card_data": learned}), origin="the card's data", **how
+        ), ""
     return (
         None,
         "its card names no data that is here, so no score is measured; give --dataset and --data-dir, or --db and --questions",
@@ -154,6 +156,7 @@ def _run_source(run_dir: Path) -> tuple[DataSource, tuple[str, ...] | None] | No
         data_dir=settings.get("data_dir"),
         db=settings.get("db"),
         questions=questions,
+        labels=settings.get("labels"),
         split=settings.get("validation_split") or "",
         limit=settings.get("final"),
         seed=settings.get("seed", 0),

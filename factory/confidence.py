@@ -1,12 +1,14 @@
 """How far a number can be trusted: intervals of a score, and whether a model's confidence means what it says.
 
-Does: Wilson intervals, calibration (threshold -> kept share, accuracy) and expected calibration error; plain arithmetic.
+Does: Wilson intervals, calibration (threshold -> kept share, accuracy), expected calibration error, how well a score tells two
+groups apart; plain arithmetic.
 Does not: call a model or know a task.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,3 +111,21 @@ def reliability_curve(pairs: Sequence[tuple[float, bool]]) -> tuple[tuple[float,
         levels.append(level)
     points = {c / n: right / n for c, right, n in levels}
     return tuple(sorted(points.items()))
+
+
+def area_under_roc(negative: Sequence[float], positive: Sequence[float]) -> float:
+    """How often a positive scores above a negative, equal scores counting half (Mann and Whitney 1947); 0.5 tells nothing.
+
+    Raises ValueError when either side is empty."""
+    if not negative or not positive:
+        raise ValueError("both groups need a score")
+    ordered = sorted(negative)
+    above = sum(bisect_left(ordered, score) + bisect_right(ordered, score) for score in positive)
+    return above / (2 * len(negative) * len(positive))
+
+
+def threshold_at(negative: Sequence[float], share: float) -> float:
+    """The lowest of their scores that at most `share` (0 to below 1) of the negatives lie above. Raises ValueError for none."""
+    if not negative:
+        raise ValueError("no scores to set a threshold on")
+    return sorted(negative, reverse=True)[math.floor(share * len(negative) + 1e-9)]

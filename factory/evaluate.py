@@ -9,7 +9,6 @@ Run: python -m factory.evaluate MODEL --task sql [--dataset … --data-dir … -
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,13 +17,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from agents.card import ADAPTER_FILE, ANY_TASK, FILE_NAME, Card, CardError, program, weight_files
+from agents.card import ANY_TASK, CardError, program
 from agents.chat import ChatModel, ModelError, Reply, Request, Sampling
+from agents.choose import tokens_of
+from agents.confidence import mean_probability
 from factory.events import EventLog
 from factory.predictions import Evaluation, Prediction, keep_predictions, summarize, write_predictions
 from factory.predictions import calibration as calibration
+from factory.scored_model import card_beside, model_path, stamp
+from factory.scored_model import model_bytes as model_bytes
 from factory.settings import EvaluateSettings, SettingsError, parse
-from factory.tasks.task import AnswerError, DataSource, Dialect, Example, HasForms, HasSetMetrics, Score, Task, TaskError
+from factory.tasks.task import (
+    AnswerError,
+    DataSource,
+    Dialect,
+    Example,
+    HasForms,
+    HasSetMetrics,
+    HasSummary,
+    Reliability,
+    Score,
+    Task,
+    TaskError,
+)
 
 MAX_TOKENS = 192
 """Longest completion, in tokens, unless the caller says otherwise."""
@@ -55,6 +70,7 @@ def evaluate(
     max_tokens: int = MAX_TOKENS,
     temperature: float = 0.7,
     seed: int = 0,
+    reliability: Reliability = (),
     events: EventLog | None = None,
     stage: str = "evaluate",
     on_prediction: Callable[[Prediction], None] | None = None,
@@ -63,17 +79,20 @@ def evaluate(
     """Ask `model` every example greedily and score the answers; `on_prediction` hears each as it finishes.
 
     `execution_guided` k > 1 asks, where the greedy answer does not run or returns nothing, for k - 1 more at `temperature`
-    and takes the first that does (Wang et al. 2018). `known` are predictions of an interrupted evaluation with the same
-    settings; they are not asked again unless the model failed.
+    and takes the first that does (Wang et al. 2018). `reliability` is the card's, for the task's own figures.
+    `known` are
+    predictions of an interrupted evaluation with the same settings; they are not asked again unless the model failed.
 
-    Raises TaskError for no examples, one without reference or two with one id; ModelError when none of the first `batch`
-    questions gets an answer.
+    Raises TaskError for no examples that count, one without reference or two with one id; ModelError when none of the first
+    `batch` questions gets an answer.
     """
     if not examples:
         raise TaskError("there are no questions to score; check --split and --limit")
     for example in examples:
         if example.reference is None:
             raise TaskError(f"question {example.id!r} has no reference answer to score against; add one to the questions file")
+    if isinstance(task, HasSummary) and not any(task.counts(example) for example in examples):
+        raise TaskError(f"none of {len(examples)} questions counts towards {task.metric}; check --split and --limit")
     wanted = {example.id for example in examples}
     if len(wanted) < len(examples):
         twice = Counter(example.id for example in examples).most_common(1)[0][0]
@@ -97,15 +116,16 @@ def evaluate(
         if free:
             constrained = False
             progress.warn(f"{free} requests went out without their grammar: the server does not take it")
-        result = summarize([done[e.id] for e in examples], model.name, task.metric, dialect,
-                           decoding_name(constrained, execution_guided), constrained)  # fmt: skip
+        found = [done[e.id] for e in examples]
+        result = summarize(found, model.name, task.metric, dialect, decoding_name(constrained, execution_guided), constrained,
+                           task.summarize(found, reliability) if isinstance(task, HasSummary) else None)  # fmt: skip
         if isinstance(task, HasSetMetrics):
             more = task.set_metrics([(example, done[example.id].answer) for example in examples])
             result = result.model_copy(update={"metrics": {**result.metrics, **more}})
         if result.truncated:
-            progress.warn(f"{result.truncated} of {result.n} prompts were cut to fit the model's context")
+            progress.warn(f"{result.truncated} of {len(found)} prompts were cut to fit the model's context")
         if result.cut:
-            progress.warn(f"{result.cut} of {result.n} completions hit the limit of {max_tokens} tokens")
+            progress.warn(f"{result.cut} of {len(found)} completions hit the limit of {max_tokens} tokens")
         progress.metric(score=result.score, low=result.low, high=result.high, n=result.n)
     return result
 
@@ -122,11 +142,6 @@ class _Candidate:
     answer: str | None
     error: str | None
     detail: str
-
-    @property
-    def confidence(self) -> float | None:
-        logprobs = [token.logprob for token in self.reply.logprobs]
-        return min(1.0, math.exp(sum(logprobs) / len(logprobs))) if logprobs else None
 
 
 @dataclass
@@ -167,12 +182,23 @@ class _Asker:
                 number, best = min(answers.pop(i), key=lambda pair: (-self._rank(example, pair[1]), pair[0]))
                 yield self._prediction(example, best, number)
 
+    @property
+    def _alternatives(self) -> int:
+        """Asked of models that run here: endpoints refuse so many, and a recorded answer has none."""
+        return self.task.alternatives if isinstance(self.task, HasSummary) and has_engine(self.model) else 0
+
+    def _measures(self, example: Example, chosen: _Candidate) -> dict[str, float]:
+        if not isinstance(self.task, HasSummary) or chosen.answer is None or not chosen.reply.logprobs:
+            return {}
+        return dict(self.task.measures(example, chosen.answer, tokens_of(self.model, chosen.reply.logprobs), self.dialect))
+
     def _request(self, example: Example, number: int) -> Request:
         sampling = Sampling(
             temperature=0.0 if number == 0 else self.temperature,
             max_tokens=self.max_tokens,
             seed=None if number == 0 else self.seed * 1000 + number,
             logprobs=True,
+            top_logprobs=self._alternatives,
         )
         constraint = self.task.constraint(example, self.dialect) if self.constrained else None
         return Request(
@@ -207,6 +233,10 @@ class _Asker:
             score = Score(correct=False, metrics=dict.fromkeys(applies, False), error=chosen.error)
         else:
             score = self.task.score(example, chosen.answer)
+        measures = self._measures(example, chosen)
+        confidence = measures.pop("confidence", None)
+        if confidence is None and not isinstance(self.task, HasSummary):
+            confidence = mean_probability(chosen.reply.logprobs)
         now = time.perf_counter()
         seconds, self.last = now - (self.last if self.last is not None else now), now
         return Prediction(
@@ -220,7 +250,9 @@ class _Asker:
             metrics=score.metrics,
             error=score.error,
             detail=chosen.detail,
-            confidence=chosen.confidence,
+            confidence=confidence,
+            counted=self.task.counts(example) if isinstance(self.task, HasSummary) else True,
+            measures=measures,
             truncated=chosen.reply.truncated_prompt_tokens,
             cut=chosen.reply.stop_reason == "length",
             candidate=number,
@@ -256,6 +288,8 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
         questions=settings.questions,
         table=settings.table,
         form=task.learned_form(card) if isinstance(task, HasForms) else None,
+        labels=settings.labels,
+        card_data=card.task_data if card is not None else {},
         limit=settings.limit,
         seed=settings.seed,
     )
@@ -264,7 +298,7 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
         split = "all" if settings.own is not None or settings.questions is not None else task.validation_split(source)
     examples, data = task.load(source.model_copy(update={"split": split}))
     same = settings.model_dump(mode="json", exclude={"json_file", "batch"})
-    identity = {"settings": same, "data": data.sha256, "weights": _stamp(path), "version": program()}
+    identity = {"settings": same, "data": data.sha256, "weights": stamp(path), "version": program()}
     with _kept(settings.json_file, identity) as (known, keep):
         at_once = "in_flight" if settings.model.startswith(("http://", "https://")) else "batch"
         model = open_model(settings.model, **{at_once: settings.batch})
@@ -279,6 +313,7 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
                 batch=settings.batch,
                 max_tokens=card.max_tokens if card is not None else MAX_TOKENS,
                 seed=settings.seed,
+                reliability=card.reliability if card is not None else (),
                 events=events,
                 on_prediction=keep,
                 known=known,
@@ -295,6 +330,9 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
             "metrics": result.metrics,
             "seconds_per_example": result.seconds_per_example,
             "errors_by_kind": result.errors_by_kind,
+            **({"apart": result.apart} if result.apart else {}),
+            **({"figures": {name: figure.model_dump() for name, figure in result.figures.items()}} if result.figures else {}),
+            **({"confusions": [c.model_dump() for c in result.confusions]} if result.confusions else {}),
             "model_bytes": model_bytes(path),
             "model": settings.model,
             "constrained": result.constrained,
@@ -309,53 +347,14 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
     return result, document
 
 
+def has_engine(model: ChatModel) -> bool:
+    """Whether a model runs here, its own tokens and grammar at hand."""
+    return getattr(model, "engine", None) is not None
+
+
 def predictions_beside(json_file: Path) -> Path:
     """Where the predictions of an evaluation written to `json_file` go."""
     return json_file.with_name(json_file.stem + ".predictions.jsonl")
-
-
-def model_path(spec: str) -> Path | None:
-    """The file or directory of a model spec; None for an endpoint or a hub name."""
-    kind, colon, rest = spec.partition(":")
-    path = Path(rest if colon and kind in ("hf", "gguf", "onnx") else spec)
-    return None if spec.startswith(("http://", "https://")) or not path.exists() else path
-
-
-def card_beside(path: Path | None) -> Card | None:
-    """The checked card of a model; None when there is none. Raises CardError for one that is damaged, newer or another's.
-
-    Of a GGUF file it is the card inside, whatever lies beside it; of an export in a directory the card there, which describes the
-    weights it was made from. Opening such a model checks that it is what was exported.
-    """
-    if path is None:
-        return None
-    if path.suffix == ".gguf" and path.is_file():
-        from agents.models.gguf_file import card_of
-
-        return card_of(path)
-    directory = path if path.is_dir() else path.parent
-    if not (directory / FILE_NAME).is_file():
-        return None
-    card = Card.load(path, check_weights=False)
-    if card.file is None:
-        card.check(directory)
-    return card
-
-
-def model_bytes(path: Path | None) -> int | None:
-    """Bytes of weights that running the model needs, an adapter's local base included; None when they are not on this machine."""
-    if path is None:
-        return None
-    total = sum(file.stat().st_size for file in weight_files(path))
-    if path.is_dir() and (path / ADAPTER_FILE).is_file():
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-        total += sum(file.stat().st_size for file in weight_files(base)) if base else 0
-    return total
-
-
-def _stamp(path: Path | None) -> list[Any]:
-    stats = [(file.name, file.stat()) for file in weight_files(path)] if path is not None else []
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 @contextmanager
@@ -377,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`python -m factory.evaluate`: score one model and print the table."""
     from rich.console import Console
 
-    from factory.progress import ProgressView, scores_table
+    from factory.progress import ProgressView, figure_lines, scores_table
 
     settings = parse(EvaluateSettings, argv, "python -m factory.evaluate", "Score a model on a task.")
     with ProgressView() as view:
@@ -385,6 +384,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     title = f"{document['task']}, {document['dataset']} {document['split']}, {result.decoding}"
     console.print(scores_table({settings.model: result.summary()}, title))
+    for line in figure_lines(result.summary(), explained=True):
+        console.print(line, markup=False, highlight=False)
     if settings.json_file is not None:
         console.print(
             f"written: {settings.json_file} and {predictions_beside(settings.json_file).name}", soft_wrap=True, markup=False

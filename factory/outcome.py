@@ -15,11 +15,13 @@ def print_outcome(run_dir: Path) -> None:
     from rich.text import Text
 
     from factory.facts import gather
-    from factory.progress import scores_table
+    from factory.progress import figure_lines, scores_table
     from factory.report import next_command, summary
 
     facts, console = gather(run_dir), Console()
     console.print(scores_table(facts.scores))
+    for line in figure_lines(facts.scores.get("student", {})):
+        console.print(line, markup=False, highlight=False)
     for sentence in summary(facts):
         console.print(sentence, markup=False)
     for answer in facts.answers:
@@ -28,9 +30,10 @@ def print_outcome(run_dir: Path) -> None:
         verdict = "right" if answer["correct"] else f"wrong; expected: {answer['reference']}"
         console.print(f"  {answer['answer']}   ({verdict})", markup=False)
         table = Table(box=None, padding=(0, 2))
-        for column in answer["columns"]:
+        for column in answer.get("columns", ()):
             table.add_column(Text(str(column)), style="cyan")
-        for row in answer["rows"][:5]:
+        for row in answer.get("rows", ())[:5]:
             table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
-        console.print(table)
+        if answer.get("columns"):
+            console.print(table)
     console.print(f"\nmodel:  {run_dir / 'model'}\nreport: {run_dir / 'report.md'}\nnext:   {next_command(facts)}", markup=False)

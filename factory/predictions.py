@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from factory.confidence import Calibration, calibrate, wilson
-from factory.tasks.task import Dialect
+from factory.tasks.task import Confusion, Dialect, Figure, Summary
 
 HEADING = '{"predictions of": '
 """Beginning of the first line of a file that an evaluation is still filling."""
@@ -40,7 +40,12 @@ class Prediction(BaseModel):
     detail: str = ""
     """a sentence about an answer that did not decode or a model that failed"""
     confidence: float | None = None
-    """exp of the mean log-probability of the completion's tokens, 0-1; None when the model gives none"""
+    """exp of the mean log-probability of the completion's tokens, 0-1, or what the task means by it; None when the model gives
+    none"""
+    counted: bool = True
+    """whether it counts towards the score; the others are in the task's own figures alone"""
+    measures: dict[str, float] = Field(default_factory=dict)
+    """the task's own numbers"""
     truncated: int = 0
     """prompt tokens cut away"""
     cut: bool = False
@@ -77,6 +82,11 @@ class Evaluation(BaseModel):
     """questions whose prompt was cut"""
     cut: int
     """completions that hit the token limit"""
+    apart: int = 0
+    """questions beside these that do not count towards the score"""
+    figures: dict[str, Figure] = Field(default_factory=dict)
+    """the task's own numbers of the whole evaluation"""
+    confusions: tuple[Confusion, ...] = ()
     predictions: tuple[Prediction, ...] = ()
 
     @property
@@ -90,21 +100,29 @@ class Evaluation(BaseModel):
 
 
 def summarize(
-    predictions: Sequence[Prediction], model: str, metric: str, dialect: Dialect, decoding: str, constrained: bool
+    predictions: Sequence[Prediction],
+    model: str,
+    metric: str,
+    dialect: Dialect,
+    decoding: str,
+    constrained: bool,
+    summary: Summary | None = None,
 ) -> Evaluation:
-    """The evaluation that these predictions (at least one) amount to.
+    """The evaluation that these predictions (at least one of them counted) amount to; `summary` is the task's own word on them.
 
     `metric` is the headline's usual name; where the data has no such metric, the one that decided is named instead.
     """
-    n = len(predictions)
-    correct = sum(p.correct for p in predictions)
+    counted = [p for p in predictions if p.counted]
+    n = len(counted)
+    correct = sum(p.correct for p in counted)
     low, high = wilson(correct, n)
     metrics: dict[str, float] = {}
-    for name in sorted({name for p in predictions for name in p.metrics}):
-        values = [p.metrics.get(name, False) for p in predictions if name in p.metrics or (p.answer is None and not p.metrics)]
-        metrics[name] = sum(values) / len(values)
+    for part in (counted, [p for p in predictions if not p.counted]):
+        for name in sorted({name for p in part for name in p.metrics}):
+            values = [p.metrics.get(name, False) for p in part if name in p.metrics or (p.answer is None and not p.metrics)]
+            metrics[name] = sum(values) / len(values)
     if metric not in metrics:
-        decoded = [p for p in predictions if p.answer is not None]
+        decoded = [p for p in counted if p.answer is not None]
         metric = next((name for name in metrics if all(p.metrics.get(name) == p.correct for p in decoded)), metric)
     return Evaluation(
         model=model,
@@ -117,18 +135,26 @@ def summarize(
         low=low,
         high=high,
         metrics=metrics,
-        seconds_per_example=sum(p.seconds for p in predictions) / n,
+        seconds_per_example=sum(p.seconds for p in predictions) / len(predictions),
         errors_by_kind=dict(Counter(p.error for p in predictions if p.error is not None).most_common()),
         truncated=sum(p.truncated > 0 for p in predictions),
         cut=sum(p.cut for p in predictions),
+        apart=len(predictions) - n,
+        figures=summary.figures if summary is not None else {},
+        confusions=summary.confusions if summary is not None else (),
         predictions=tuple(predictions),
     )
 
 
 def calibration(predictions: Iterable[Prediction]) -> Calibration | None:
     """Whether confidence means what it says, over the predictions that have one; None when none has."""
-    sure = [(p.confidence, p.correct) for p in predictions if p.confidence is not None]
-    return calibrate([confidence for confidence, _ in sure], [right for _, right in sure])
+    return calibrate(*sure_of(predictions))
+
+
+def sure_of(predictions: Iterable[Prediction]) -> tuple[list[float], list[bool]]:
+    """(confidences, whether right) of the predictions that have a confidence."""
+    known = [(p.confidence, p.correct) for p in predictions if p.confidence is not None]
+    return [confidence for confidence, _ in known], [right for _, right in known]
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -168,6 +168,20 @@ def scores_table(scores: Mapping[str, Mapping[str, Any]], title: str = "Scores")
     return table
 
 
+def figure_lines(result: Mapping[str, Any], explained: bool = False) -> list[str]:
+    """The task's own figures of an evaluation's summary (`explained`: with how to read them), and what it confuses most, a line
+    each."""
+    lines = []
+    for name, found in (result.get("figures") or {}).items():
+        interval = "" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})"
+        lines.append(
+            f"{name}: {found['value']:.3f}{interval}, n {found['n']:,}"
+            + (f"; {found['about']}" if explained and found["about"] else "")
+        )
+    worst = [f"{c['expected']} as {c['answer']} ({c['n']})" for c in (result.get("confusions") or ())[:5]]
+    return [*lines, *([f"confused most: {', '.join(worst)}"] if worst else [])]
+
+
 def percent(share: float) -> str:
     """0.4567 -> "45.7 %"."""
     return f"{100 * share:.1f} %"

@@ -42,6 +42,8 @@ def write_report(run_dir: Path) -> Path:
         summary=[words(sentence, 1000) for sentence in summary(facts)],
         scores=_scores(facts),
         answers=_answers(facts.answers),
+        figures=_figures(facts.scores.get("student", {})),
+        confusions=_confusions(facts.scores.get("student", {})),
         errors=_counts("error", facts.scores.get("student", {}).get("errors_by_kind")),
         worst=_worst(facts.predictions),
         calibration=_calibration(facts.predictions),
@@ -89,7 +91,8 @@ def write_model_card(run_dir: Path) -> Path:
 def answered(
     task: Task, examples: Sequence[Example], predictions: Sequence[Prediction], n: int = ANSWERS
 ) -> list[dict[str, Any]]:
-    """The first `n` questions whose answer runs and returns something, right or wrong, as `Task.show` gives them with "correct".
+    """The first `n` questions whose answer runs and returns something (or is one, in a task whose answers do not run), right
+    or wrong, as `Task.show` gives them with "correct".
 
     Not the best ones: the first ones, so that nobody is misled. JSON-ready, for RUN/answers.json and the terminal.
     """
@@ -101,10 +104,9 @@ def answered(
         if prediction.answer is None or prediction.id not in by_id:
             continue
         shown = task.show(by_id[prediction.id], prediction.answer)
-        if shown.get("rows"):
-            rows = [
-                [cell if isinstance(cell, (int, float)) or cell is None else str(cell) for cell in row] for row in shown["rows"]
-            ]
+        if shown.get("rows", "error" not in shown):
+            rows = [[cell if isinstance(cell, (int, float)) or cell is None else str(cell) for cell in row]
+                    for row in shown.get("rows", ())]  # fmt: skip
             chosen.append({**shown, "rows": rows, "correct": prediction.correct, "reference": prediction.reference})
     return chosen
 
@@ -163,13 +165,9 @@ def _verdict(score: float) -> str:
 
 def next_command(facts: RunFacts) -> str:
     """What to type next: score the model on other questions."""
-    parts = [
-        "python -m factory.evaluate",
-        shlex.quote(str(facts.run_dir / "model")),
-        "--task",
-        str(facts.config.get("task", "sql")),
-    ]
-    for name in ("dataset", "data_dir", "db", "functions", "questions"):
+    parts = ["python -m factory.evaluate", shlex.quote(str(facts.run_dir / "model"))]
+    parts += ["--task", str(facts.config.get("task", "sql"))]
+    for name in ("dataset", "data_dir", "db", "functions", "questions", "labels"):
         if facts.config.get(name) is not None:
             parts += ["--" + name.replace("_", "-"), shlex.quote(str(facts.config[name]))]
     made = facts.run_dir / "questions.jsonl"
@@ -223,6 +221,19 @@ def _counts(name: str, counts: Mapping[str, int] | None) -> str:
     total = sum(counts.values())
     rows = sorted(counts.items(), key=lambda pair: -pair[1])
     return table([name, "number", "share"], [[words(kind), f"{n:,}", percent(n / total)] for kind, n in rows], [1, 2])
+
+
+def _figures(student: Mapping[str, Any]) -> str:
+    """The task's own figures of the student's evaluation."""
+    rows = [[words(name), f"{found['value']:.3f}", "" if found["low"] is None else f"{found['low']:.3f} to {found['high']:.3f}",
+             f"{found['n']:,}", words(found["about"], 200)]
+            for name, found in student.get("figures", {}).items()]  # fmt: skip
+    return table(["figure", "value", "95 % interval", "n", "how to read it"], rows, [1, 3]) if rows else ""
+
+
+def _confusions(student: Mapping[str, Any]) -> str:
+    rows = [[code(c["expected"]), code(c["answer"]), f"{c['n']:,}"] for c in student.get("confusions", ())[:WORST]]
+    return table(["expected", "answered", "number"], rows, [2]) if rows else ""
 
 
 def _drops(facts: RunFacts) -> str:

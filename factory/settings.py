@@ -43,7 +43,9 @@ class DataSettings(BaseModel):
     functions: str | None = None
     """functions to call (tools): FILE.json, an OpenAI-style list or JSON schema, or MODULE:OBJECT of @tool functions"""
     questions: Path | None = None
-    """JSONL of {"question": …} with "sql" (for --db) or "calls" (for --functions), both optional"""
+    """JSONL of {"question": …} with "sql" (for --db) or "calls" (for --functions), both optional, or "label" (route)"""
+    labels: Path | None = None
+    """labels that --questions may have (route): JSON or a line each, with descriptions; default: those the rows use"""
     seed: int = 0
     """seed of every random choice"""
 
@@ -59,6 +61,8 @@ class DataSettings(BaseModel):
             raise ValueError("--db is for the task 'sql'; the task 'tools' takes --functions")
         if self.questions is not None and self.db is None and self.task == "sql":
             raise ValueError("--questions needs --db, the database they ask about")
+        if self.labels is not None and self.questions is None:
+            raise ValueError(f"--labels {self.labels} needs --questions, the rows they label")
         return self
 
     @property

@@ -22,7 +22,7 @@ from factory.predictions import Evaluation, keep_predictions
 from factory.processes import Order, Team
 from factory.rundir import RunDir, default_path, differences
 from factory.settings import Method, Optimizer, SettingsError, StudentSettings
-from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, HasForms, Task, TaskError
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, HasCardData, HasForms, Task, TaskError
 
 if TYPE_CHECKING:
     from agents.card import Card
@@ -105,9 +105,9 @@ class Stages:
         if not data.train:
             raise TaskError(f"split {self.settings.split!r} has no questions to learn from; check --questions and --split")
         if not data.validation:
-            raise TaskError(f"split {self.validation_split()!r} has no questions with a reference answer to validate on; "
-                            'mark some rows of the questions file that have an answer with "split": "xdev", the others with '
-                            '"split": "train"')  # fmt: skip
+            split = self.validation_split()
+            raise TaskError(f"split {split!r} has no questions with a reference answer to validate on; mark some rows of the "
+                            f'questions file that have one with "split": "{split}", others with "split": "train"')  # fmt: skip
 
     def load_data(self) -> Data:
         """Read both splits, with their losses counted and their origin remembered.
@@ -172,10 +172,8 @@ class Stages:
     def _source(self, split: str, limit: int | None) -> DataSource:
         s = self.settings
         questions = self.made_questions if self.makes_questions and self._made else s.questions
-        return DataSource(
-            dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, functions=s.functions, questions=questions, limit=limit,
-            seed=s.seed,
-        )  # fmt: skip
+        return DataSource(dataset=s.dataset, data_dir=s.data_dir, split=split, db=s.db, functions=s.functions,
+                          questions=questions, labels=s.labels, limit=limit, seed=s.seed)  # fmt: skip
 
     def summary(self) -> str:
         """The plan of a run without a teacher: what is learned from, by whom, with how much memory, written where."""
@@ -373,6 +371,7 @@ class Stages:
             calibration_error=None if calibrated is None else calibrated.ece,
             reliability=() if calibrated is None else calibrated.reliability,
             reliability_error=None if calibrated is None else calibrated.reliability_ece,
+            task_data=self.task.card_data(data.train) if isinstance(self.task, HasCardData) else {},
         )  # fmt: skip
 
 

@@ -22,7 +22,13 @@ def _tools() -> Task:
     return ToolsTask()
 
 
-TASKS: dict[str, Callable[[], Task]] = {"sql": _sql, "tools": _tools}
+def _route() -> Task:
+    from factory.tasks.route.task import RouteTask
+
+    return RouteTask()
+
+
+TASKS: dict[str, Callable[[], Task]] = {"sql": _sql, "route": _route, "tools": _tools}
 
 
 def get_task(name: str) -> Task:

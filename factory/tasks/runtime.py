@@ -17,10 +17,11 @@ from agents.artifact import Asked, card_hash
 from agents.card import CalibrationEntry, Card, CardError
 from agents.chat import ToolCall, ToolSpec
 from factory.tasks import get_task
-from factory.tasks.task import Dialect, Example, HasForms, Task, TaskError
+from factory.tasks.task import Dialect, Example, HasCardData, HasForms, HasSummary, Task, TaskError
 
 DATABASES_KEPT = 64
-NEEDS = {"sql": ("a database", "db=FILE.sqlite"), "tools": ("functions", "functions=[…], or tools=[…] to have its calls run,")}
+NEEDS = {"sql": ("a database", "db=FILE.sqlite"), "route": ("a set of labels", "labels=FILE"),
+         "tools": ("functions", "functions=[…], or tools=[…] to have its calls run,")}  # fmt: skip
 """What each task answers about, and how that is given."""
 
 
@@ -29,7 +30,8 @@ def answerer(name: str, card: Card | None = None, **context: Any) -> TaskAnswere
 
     `context`, for sql: db=FILE.sqlite, or database= an open `Database`, and table=NAME, the one table or view of it that is asked
     about; all may also come with each question. A student that learned questions about single tables (its card says so) is asked
-    in that form, about the file's only table or the one named. Raises TaskError for an unknown task or context, CardError for a
+    in that form, about the file's only table or the one named. For route: labels=, a labels file, names, or the name of a set in
+    the card, which alone is enough where it holds one. Raises TaskError for an unknown task or context, CardError for a
     card of a newer version of the task.
     """
     task = get_task(name)
@@ -73,6 +75,8 @@ class TaskAnswerer:
             self.task.constraint(example, self.dialect),
             lambda completion: self.task.decode(example, completion, self.dialect),
             _tool_calls if self.name == "tools" else None,
+            confidence=self.task.sure if isinstance(self.task, HasSummary) else None,
+            reliability=self.card.reliability if self.card is not None and self.dialect == self.card.dialect else (),
         )
 
     def with_tools(self, specs: Sequence[ToolSpec]) -> TaskAnswerer:
@@ -91,6 +95,8 @@ class TaskAnswerer:
 
     def opened(self, variables: dict[str, Any]) -> Any:
         """What a question is asked about, None when nothing was given; `variables` go before what was bound. Raises TaskError."""
+        if isinstance(self.task, HasCardData):
+            return self.task.opened(self.card, {**self.given, **variables})
         replaced = {"db", "database"} if {"db", "database"} & set(variables) else set()
         variables = {**{k: v for k, v in self.given.items() if k not in replaced}, **variables}
         if self.name == "tools":

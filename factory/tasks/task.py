@@ -12,18 +12,25 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from agents.chat import Message
 from agents.constrain import Constraint
 
 if TYPE_CHECKING:
     from agents.card import Card
+    from agents.chat import TokenLogprob
+    from agents.choose import Token
+    from factory.predictions import Prediction
 
 Dialect = Literal["plain", "compact"]
 """How prompt and answer are written. "plain": ordinary text for pretrained models and teachers. "compact": short
 position tokens, lower case, for students trained from scratch. `Task.encode`/`decode` translate; the canonical
 answer (for sql: SQL text) is what is stored, verified, scored and shown."""
+
+
+Reliability = Sequence[tuple[float, float]]
+"""Points of a card that turn a confidence into a probability."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,37 @@ class Score(BaseModel):
     error: str | None = None
 
 
+class Figure(BaseModel):
+    """One measured number of a whole evaluation, with its 95 % interval where there is one."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int
+    """what it was measured on"""
+    about: str = ""
+    """a sentence that says how to read it"""
+
+
+class Confusion(BaseModel):
+    """How often one answer was given where another was right."""
+
+    model_config = ConfigDict(frozen=True)
+    expected: str
+    answer: str
+    n: int
+
+
+class Summary(BaseModel):
+    """What a task says of a whole evaluation beyond the share of right answers."""
+
+    model_config = ConfigDict(frozen=True)
+    figures: dict[str, Figure] = Field(default_factory=dict)
+    confusions: tuple[Confusion, ...] = ()
+    """the most frequent ones first"""
+
+
 class DataSource(BaseModel):
     """Where examples come from: a named dataset's directory and split, or a database file with optional questions."""
 
@@ -74,6 +112,10 @@ class DataSource(BaseModel):
     questions: Path | None = None
     functions: str | None = None
     """Functions that questions are about, for a task that calls them: a JSON file, or MODULE:OBJECT."""
+    labels: Path | None = None
+    """What `questions` may be answered with, for a task that chooses among labels."""
+    card_data: dict[str, Any] = Field(default_factory=dict)
+    """`task_data` of the card of the student that will be asked: its examples are read as it learned them."""
     table: str | None = None
     """The one table or view of `db` that is asked about; None is all of them."""
     form: Literal["single", "general"] | None = None
@@ -138,6 +180,45 @@ class HasSetMetrics(Protocol):
 
     def set_metrics(self, answers: Sequence[tuple[Example, str | None]]) -> Mapping[str, float]:
         """Name -> value over (example, canonical answer; None: not decoded)."""
+        ...
+
+
+@runtime_checkable
+class HasSummary(Protocol):
+    """A task that reads more from a reply than its answer, and says more of an evaluation than a share of right ones."""
+
+    alternatives: int
+    """other tokens, with their log-probabilities, to ask for at every step of an answer (of models that run here)"""
+
+    def counts(self, example: Example) -> bool:
+        """Whether an example counts towards the headline; the others are in the summary alone."""
+        ...
+
+    def measures(self, example: Example, answer: str, walk: Sequence[Token], dialect: Dialect) -> Mapping[str, float]:
+        """Numbers kept with a prediction, by name; "confidence" is how likely the answer is right. {} where nothing is known.
+
+        `walk` holds what was written, token by token, and what else the constraint allowed there (`agents.choose.tokens_of`)."""
+        ...
+
+    def sure(self, logprobs: Sequence[TokenLogprob]) -> float | None:
+        """The same "confidence" from a reply's own tokens alone, as a persona has them."""
+        ...
+
+    def summarize(self, predictions: Sequence[Prediction], reliability: Reliability = ()) -> Summary:
+        """Figures and confusions of a whole evaluation; `reliability` is the card's (`agents.confidence.probability`)."""
+        ...
+
+
+@runtime_checkable
+class HasCardData(Protocol):
+    """A task that keeps something in its student's card and asks the student with it."""
+
+    def card_data(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """What a student trained on these examples must be asked with, as JSON."""
+        ...
+
+    def opened(self, card: Card | None, given: Mapping[str, Any]) -> Any:
+        """What a persona is asked about (an example's context), from its card and what somebody gave it. Raises TaskError."""
         ...
 
 
@@ -209,5 +290,6 @@ class Task(Protocol):
         ...
 
     def show(self, example: Example, answer: str) -> Mapping[str, Any]:
-        """What a person wants to see: {"question", "answer", "columns", "rows"} or {"question", "answer", "error"}."""
+        """What a person wants to see: {"question", "answer", "columns", "rows"} or {"question", "answer", "error"}; without
+        "rows" where an answer is not run (route)."""
         ...

@@ -1,0 +1,1 @@
+"""The task `route`: an utterance in, one of given labels out, or out of scope."""
