@@ -121,8 +121,8 @@ def summarize(
         for name in sorted({name for p in part for name in p.metrics}):
             values = [p.metrics.get(name, False) for p in part if name in p.metrics or (p.answer is None and not p.metrics)]
             metrics[name] = sum(values) / len(values)
-    if metric not in metrics:
-        decoded = [p for p in counted if p.answer is not None]
+    decoded = [p for p in counted if p.answer is not None]
+    if metric not in metrics and decoded:
         metric = next((name for name in metrics if all(p.metrics.get(name) == p.correct for p in decoded)), metric)
     return Evaluation(
         model=model,

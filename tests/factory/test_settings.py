@@ -146,4 +146,4 @@ def test_choices_of_optional_literals():
 def test_the_quickstart_file_is_valid():
     file = Path(__file__).parents[2] / "factory" / "quickstart.toml"
     made = parsed("--config", str(file))
-    assert json.loads(made.model_dump_json())["student"] == "scratch:tiny"
+    assert json.loads(made.model_dump_json())["student"] == "embedded"
