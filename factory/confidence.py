@@ -36,6 +36,8 @@ def wilson(correct: int, n: int, z: float = Z_95) -> tuple[float, float]:
 
 POINTS = 20
 """Most points of a reliability curve."""
+FEWEST = 20
+"""Answers below which a reliability curve would say more than is known, and none is made."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Calibration:
     ece: float
     n: int
     reliability: tuple[tuple[float, float], ...] = ()
-    """rising (confidence, share right) points, see `reliability_curve`"""
-    reliability_ece: float = 0.0
+    """rising (confidence, share right) points, see `reliability_curve`; none from fewer than `FEWEST` answers"""
+    reliability_ece: float | None = None
     """expected calibration error of the probabilities they give, each answer's from points fitted to the other half"""
 
 
@@ -81,6 +83,8 @@ def calibrate(confidences: Sequence[float], correct: Sequence[bool], steps: int 
             continue
         kept = [right for confidence, right in pairs if confidence >= value]
         thresholds.append(Threshold(value, len(kept) / len(pairs), sum(kept) / len(kept)))
+    if len(pairs) < FEWEST:
+        return Calibration(tuple(thresholds), expected_calibration_error(confidences, correct), len(pairs))
     halves = [(pairs[0::2], pairs[1::2]), (pairs[1::2], pairs[0::2])]
     judged = [(probability(reliability_curve(fit), c), right) for fit, held in halves for c, right in held]
     return Calibration(

@@ -297,11 +297,10 @@ def _calibration(predictions: Sequence[Prediction]) -> str:
         return ""
     rows = [[f"{row.threshold:.3f}", percent(row.kept), percent(row.accuracy)] for row in found.thresholds]
     thresholds = table(["confidence at least", "answers kept", "of these correct"], rows, [0, 1, 2])
-    return (
-        f"{thresholds}\n\nExpected calibration error {found.ece:.3f} over {found.n:,} answers (0 is perfect); "
-        f"{found.reliability_ece:.3f} for the probabilities that the card's reliability curve makes of it, each judged "
-        "on answers the curve was not fitted to."
-    )
+    curve = ("too few for a reliability curve." if found.reliability_ece is None else
+             f"{found.reliability_ece:.3f} for the probabilities that the card's reliability curve makes of it, each judged "
+             "on answers the curve was not fitted to.")  # fmt: skip
+    return f"{thresholds}\n\nExpected calibration error {found.ece:.3f} over {found.n:,} answers (0 is perfect); {curve}"
 
 
 def _answers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

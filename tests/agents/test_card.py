@@ -138,3 +138,24 @@ def test_importing_the_card_needs_only_pydantic():
     heavy = "torch transformers llama_cpp onnxruntime matplotlib openai llguidance factory"
     code = f"import sys, agents.card; print([name for name in {heavy.split()!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_task_data_travels_and_has_a_limit(model_dir):
+    written = card(task_data={"sets": [{"id": "desk", "labels": {"billing": "Geld"}}]})
+    written.save(model_dir)
+    assert Card.load(model_dir).task_data == written.task_data
+    with pytest.raises(ValueError, match="bytes of task data; at most 262,144"):
+        card(task_data={"x": "y" * 300_000})
+    raw = json.loads((model_dir / "card.json").read_text())
+    raw["task_data"] = {"x": "y" * 300_000}
+    (model_dir / "card.json").write_text(json.dumps(raw))
+    with pytest.raises(CardError, match=r"task_data: .*at most 262,144"):
+        Card.load(model_dir)
+
+
+def test_a_card_from_before_task_data_reads(model_dir):
+    raw = json.loads(card().model_dump_json())
+    for later in ("task_data", "reliability", "reliability_error"):
+        del raw[later]
+    (model_dir / "card.json").write_text(json.dumps({**raw, "format_version": 2}))
+    assert Card.load(model_dir).task_data == {}

@@ -5,7 +5,14 @@ import random
 import pytest
 
 from agents.confidence import probability
-from factory.confidence import calibrate, expected_calibration_error, reliability_curve, wilson
+from factory.confidence import (
+    area_under_roc,
+    calibrate,
+    expected_calibration_error,
+    reliability_curve,
+    threshold_at,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -77,3 +84,18 @@ def test_the_curve_mends_a_confidence_that_says_too_much():
     assert found.reliability_ece < 0.03
     for c in (0.2, 0.5, 0.8, 0.95):
         assert probability(found.reliability, c) == pytest.approx(c**2, abs=0.06)
+
+
+def test_area_under_roc_by_hand():
+    assert area_under_roc([0.1, 0.4], [0.4, 0.9]) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert area_under_roc([1.0], [0.0]) == 0.0
+    with pytest.raises(ValueError, match="both groups"):
+        area_under_roc([], [1.0])
+
+
+def test_a_threshold_lets_no_more_than_its_share_above():
+    scores = [0.1, 0.2, 0.2, 0.3, 0.9]
+    for share, above in ((0.0, 0), (0.2, 1), (0.39, 1), (0.4, 2), (0.6, 2), (0.8, 4)):
+        edge = threshold_at(scores, share)
+        assert sum(score > edge for score in scores) == above
+        assert above <= share * 5 + 1e-9

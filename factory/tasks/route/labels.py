@@ -216,4 +216,4 @@ def _from_json(path: Path, text: str) -> LabelsFile:
 
 def _reading(text: str) -> str:
     """What tells labels apart: their letters, digits and marks in lower case."""
-    return " ".join(re.sub(r"[_\-/]+", " ", spaced_name(text)).strip(" .\"'`*!").split())
+    return " ".join(re.sub(r"[_\-/]+", " ", spaced_name(text)).strip(" .?\"'`*!").split())
