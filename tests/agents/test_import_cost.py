@@ -46,6 +46,23 @@ def test_what_it_costs() -> None:
     assert mb - bare_mb <= 60
 
 
+def test_no_validator_is_built_before_it_is_used() -> None:
+    """Building the first one also makes pydantic look for plugins in every installed package."""
+    program = (
+        f"{NAMES}\nfrom agents.chat import Frozen\nfrom agents.constrain import Constraint\n"
+        "built = [one.__name__ for one in (*Frozen.__subclasses__(), Constraint) if one.__pydantic_complete__]\n"
+        "assert not built, built\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from agents.chat import Message, Reply, Request, Sampling\n"
+        "work = lambda n: Request(messages=(Message(role='user', content=str(n)),), sampling=Sampling(seed=n))\n"
+        "made = list(ThreadPoolExecutor(16).map(work, range(64)))\n"
+        "assert [request.sampling.seed for request in made] == list(range(64))\n"
+        "assert Request.model_validate_json(made[1].model_dump_json()) == made[1]\n"
+        "assert Reply() == Reply.model_validate({}) and Reply().usage.prompt_tokens == 0"
+    )
+    measured(program)
+
+
 def test_wrong_names_are_answered_with_the_right_ones() -> None:
     import agents
 
