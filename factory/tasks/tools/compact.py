@@ -3,7 +3,8 @@
 Does: write canonical calls so and read them back. Does not: build the prompt (`view.py`) or the grammar (`grammar.py`).
 
 After an argument's token stands a numbered span of the request, `<true>` or `<false>`, `<any>` for "anything will do", `<x0>` for
-what an earlier call returned (`API_call_0`), a choice after `<enum>`, or text copied from the request. Arguments that say their
+what an earlier call returned (`API_call_0`, Seal-Tools only), a choice after `<enum>`, a number written out, or text copied from
+the request (dates and times are always spans). Arguments that say their
 default are left out: the call is the same.
 """
 
@@ -79,7 +80,7 @@ def _encode_value(view: View, argument: Argument, value: Any, variants: tuple[st
     if isinstance(value, bool):
         return "<true>" if value else "<false>"
     result = _RESULT.fullmatch(value) if isinstance(value, str) else None
-    if result is not None and int(result[1]) < RESULTS:
+    if result is not None and view.toolset.chained and int(result[1]) < RESULTS:
         return f"<x{result[1]}>"
     value = calls_.typed(argument, value, view.toolset.today)
     if argument.kind == "choice":
@@ -94,9 +95,11 @@ def _encode_value(view: View, argument: Argument, value: Any, variants: tuple[st
                 argument, span.value if span.kind != "text" else text, spelling, view.toolset.today
             ):
                 return f"<v{i}>"
+    if argument.kind in ("date", "time"):
+        raise AnswerError(f"not-a-{argument.kind}", f"{argument.name}: no {argument.kind} of the request is {value!r}")
     if argument.kind in ("integer", "number") and isinstance(value, int | float):
         written = spaced(str(value))
-        if NUMBER.fullmatch(written) and (not argument.choices or value in argument.choices):
+        if NUMBER.fullmatch(written) and argument.allows(value):
             return written
     if argument.kind in ("integer", "number"):
         raise AnswerError("not-a-number", f"{argument.name}: {value!r} is no number that may be written out")

@@ -36,15 +36,25 @@ class Argument:
     choices: tuple[Any, ...] = ()
     default: Any = None
     description: str = ""
+    low: float | None = None
+    high: float | None = None
+    """smallest and largest number allowed"""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Arguments of two functions with one key are one in the compact prompt."""
-        return self.name, self.kind, self.choices
+        return self.name, self.kind, self.choices, self.low, self.high
 
     @cached_property
     def words(self) -> str:
         return spaced_words(self.name)
+
+    def allows(self, number: float) -> bool:
+        """Whether a number is one of the choices, or within the bounds; whole where it must be."""
+        if self.choices:
+            return number in self.choices
+        whole = self.kind != "integer" or float(number).is_integer()
+        return whole and (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +81,13 @@ class Function:
 
 @dataclass(frozen=True, eq=False)
 class Toolset:
-    """The functions offered for one request, in the order they are shown; `today` is what "tomorrow" counts from."""
+    """The functions offered for one request, in the order they are shown; `today` is what "tomorrow" counts from; `chained`
+    allows what an earlier call returns as a value (`API_call_0`, Seal-Tools)."""
 
     id: str
     functions: tuple[Function, ...]
     today: dt.date | None = None
+    chained: bool = False
     by_name: Mapping[str, Function] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -121,7 +133,12 @@ def _argument(name: str, schema: Any, required: bool) -> Argument:
         kind = types[0]  # type: ignore[assignment]
     elif types == ["string"] and not choices:
         kind = {"date": "date", "time": "time"}.get(str(schema.get("format")), "text")  # type: ignore[assignment]
-    return Argument(name, kind, required, choices, schema.get("default"), str(schema.get("description") or ""))
+    return Argument(name, kind, required, choices, schema.get("default"), str(schema.get("description") or ""),
+                    _number(schema.get("minimum")), _number(schema.get("maximum")))  # fmt: skip
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def kind_by_name(name: str) -> Literal["date", "time"] | None:

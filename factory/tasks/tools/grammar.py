@@ -6,6 +6,7 @@ Does: a Lark grammar of the compact dialect, a JSON schema of the plain one. Doe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,8 @@ from factory.tasks.tools.compact import CALL, MAX_CALLS, NONE, RESULTS, SPANS_FO
 from factory.tasks.tools.functions import ANYTHING, Argument, Toolset
 from factory.tasks.tools.view import MAX_ARGUMENTS, MAX_FUNCTIONS, View
 
+FEW = 100
+"""Numbers of a range that are listed one by one."""
 LONGEST_COPY = 120
 """Characters of the longest text copied from the request."""
 CLOCK = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
@@ -64,25 +67,31 @@ def _moved(schema: Any, old: str, new: str) -> Any:
 
 
 def compact(view: View) -> Constraint:
-    """`<none>`, or calls whose arguments stand in the order of the prompt: required ones always, each with values of its kind."""
-    lines = [f"start: NONE | call{{1,{MAX_CALLS}}}", f"NONE: {json.dumps(NONE)}"]
-    heads = []
-    used: dict[int, Argument] = {}
+    """`<none>`, or calls whose arguments stand in the order of the prompt: required ones always, each with values of its kind.
+
+    A function with a required argument that nothing in the request can be is left out.
+    """
+    heads: list[str] = []
+    lines: list[str] = []
+    values = {number: _value(view, argument) for number, argument in enumerate(view.arguments[:MAX_ARGUMENTS])}
     for t, function in enumerate(view.toolset.functions[:MAX_FUNCTIONS]):
-        parts = [json.dumps(f"{CALL}<t{t}>")]
+        parts: list[str] | None = [json.dumps(f"{CALL}<t{t}>")]
         for argument in function.arguments:
             number = view.argument_number[argument.key]
-            if number >= MAX_ARGUMENTS or argument.kind == "other":
-                continue
-            any_value = not argument.required and argument.default == ANYTHING
-            used.setdefault(number, argument)
-            value = f"({json.dumps(f'<c{number}>')} value_{number})"
-            value = f"({json.dumps(f'<c{number}>')} (value_{number} | ANY))" if any_value else value
-            parts.append(value if argument.required else f"{value}?")
-        lines.append(f"call_{t}: {' '.join(parts)}")
-        heads.append(f"call_{t}")
-    lines.append(f"call: {' | '.join(heads)}")
-    lines += [f"value_{number}: {_value(view, argument)}" for number, argument in used.items()]
+            anything = ["ANY"] if not argument.required and argument.default == ANYTHING else []
+            ways = " | ".join([f"value_{number}"] * bool(values.get(number)) + anything)
+            if not ways and argument.required:
+                parts = None
+                break
+            if ways and parts is not None:
+                parts.append(f"({json.dumps(f'<c{number}>')} ({ways})){'' if argument.required else '?'}")
+        if parts is not None:
+            heads.append(f"call_{t}")
+            lines.append(f"call_{t}: {' '.join(parts)}")
+    if not heads:
+        return lark(f"start: {json.dumps(NONE)}\n")
+    lines = [f"start: NONE | call{{1,{MAX_CALLS}}}", f"NONE: {json.dumps(NONE)}", f"call: {' | '.join(heads)}", *lines]
+    lines += [f"value_{number}: {ways}" for number, ways in values.items() if ways]
     lines += [
         'ANY: "<any>"',
         'BOOLEAN: "<true>" | "<false>"',
@@ -97,22 +106,37 @@ def compact(view: View) -> Constraint:
 
 
 def _value(view: View, argument: Argument) -> str:
+    """What may stand after an argument's token, as alternatives; "" when nothing may."""
     if argument.kind == "boolean":
         return "BOOLEAN"
     if argument.kind == "choice":
         return _choice(f"<enum>{spaced(choice) or ' ' + choice}" for choice in argument.choices)
-    spans = [f"<v{i}>" for i, (span, _) in enumerate(view.values) if span.kind in SPANS_FOR[argument.kind]]
-    if argument.choices:
-        allowed = {str(choice) for choice in argument.choices}
-        spans = [f"<v{i}>" for i, (span, _) in enumerate(view.values) if span.kind == "number" and span.value in allowed]
-        return _choice([*spans, *(spaced(str(choice)) for choice in argument.choices)])
+    if argument.kind == "other":
+        return ""
+    numeric = argument.kind in ("integer", "number")
+    spans = [
+        f"<v{i}>"
+        for i, (span, _) in enumerate(view.values)
+        if span.kind in SPANS_FOR[argument.kind] and (not numeric or argument.allows(float(span.value)))
+    ]
     ways = [_choice(spans)] if spans else []
-    ways.append("RESULT")
-    if argument.kind in ("integer", "number"):
-        ways.append("WHOLE" if argument.kind == "integer" else "NUMBER")
-    elif view.copied:
+    ways += ["RESULT"] * view.toolset.chained
+    if numeric:
+        ways.append(_written(argument))
+    elif argument.kind == "text" and view.copied:
         ways.append("COPY")
     return " | ".join(ways)
+
+
+def _written(argument: Argument) -> str:
+    """Numbers written out: those allowed where they are few, else any of ordinary length."""
+    if argument.choices:
+        return _choice(spaced(str(choice)) for choice in argument.choices)
+    if argument.kind == "integer" and argument.low is not None and argument.high is not None:
+        low, high = math.ceil(argument.low), math.floor(argument.high)
+        if 0 <= high - low <= FEW:
+            return _choice(spaced(str(number)) for number in range(low, high + 1))
+    return "WHOLE" if argument.kind == "integer" else "NUMBER"
 
 
 def _choice(texts: Iterable[str]) -> str:

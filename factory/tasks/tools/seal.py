@@ -80,7 +80,7 @@ def read(data_dir: Path, split: str, seen: Fingerprint) -> tuple[list[Example], 
             Example(
                 f"seal-{id}",
                 text_field(path, n, row, "query"),
-                Toolset(f"seal-{id}", tuple(offered)),
+                Toolset(f"seal-{id}", tuple(offered), chained=True),
                 "seal-tools",
                 calls.write(() if without else reference),
                 split,

@@ -59,11 +59,22 @@ def test_the_compact_dialect_points() -> None:
     [
         "", "<call>", "<call><t0>", "<call><t3>", "<none><none>", "<call><t0><c0><v1><c1><v0>",
         "<call><t0><c0><v1><c1><v1><c2><v2>", "<call><t0><c1><v0><c0><v1><c2><v2>", "<call><t0><c0> red horizon<c1><v0><c2><v2>",
-        "<call><t0><c0><v1><c1><v0><c2><v2><c4> yes", "<call><t2><c2><v0>", "<call><t0><c0><v9><c1><v0><c2><v2>",
+        "<call><t0><c0><v1><c1><v0><c2><v2><c4> yes",
+        "<call><t0><c0><v1><c1> 13<c2><v2>", "<call><t0><c0><v1><c1><v0><c2> horizon",
+        "<call><t0><c0><x0><c1><v0><c2><v2>", "<call><t2><c2><v0>", "<call><t0><c0><v9><c1><v0><c2><v2>",
     ],
 )  # fmt: skip
 def test_the_compact_grammar_refuses_what_fits_no_schema(completion: str) -> None:
     assert not accepts(TASK.constraint(CASES[0], "compact"), completion)
+
+
+def test_a_function_that_lacks_what_it_requires_cannot_be_called() -> None:
+    made = example("mails please")
+    assert accepts(TASK.constraint(made, "compact"), "<call><t2>")
+    assert not accepts(TASK.constraint(made, "compact"), "<call><t0><c0> mails<c1> 2<c2> please")
+    toolset = Toolset("t", FUNCTIONS[:1], TODAY)
+    bare = Example("q", "a table", toolset, "t", "[]")
+    assert accepts(TASK.constraint(bare, "compact"), "<none>")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +99,8 @@ def test_the_plain_grammar_refuses_what_fits_no_schema(completion: str) -> None:
         (call("bookTable", party_size=2, date="2019-03-04"), "missing-argument"),
         (call("listMails", day="x"), "extra-argument"),
         (call("flyAway"), "unknown-function"),
+        (call("listMails", date="2019-05-05"), "not-a-date"),
+        (call("bookTable", restaurant_name="Blue Horizon", party_size=13, date="2019-03-04"), "not-a-number"),
         (call("send_mail", recipient_email="Blue Horizon", subject="table", priority="huge"), "not-a-choice"),
     ],
 )
