@@ -33,8 +33,10 @@ class QuestionSettings(BaseModel):
     """directory holding the dataset's files"""
     db: Path | None = None
     """SQLite file that the questions are about (sql)"""
+    functions: str | None = None
+    """functions that the questions call (tools): FILE.json, or MODULE:OBJECT of @tool functions"""
     questions: Path | None = None
-    """JSONL of {"question": …, "sql": …} for --db"""
+    """JSONL of {"question": …} with "sql" (for --db), "calls" (for --functions) or "label" (route)"""
     split: str | None = None
     """split to score; default: the validation split"""
     limit: int | None = Field(None, ge=1)
