@@ -23,6 +23,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("Q6_K", importance=True),
     Recipe("Q5_K_M", importance=True),
     Recipe("Q5_0"),
+    Recipe("Q4_K_M", importance=True, fallback="larger"),
     Recipe("IQ4_NL", head="Q8_0", importance=True),
     Recipe("Q4_K_M", importance=True),
     Recipe("Q4_0"),
@@ -64,7 +65,7 @@ def candidates(
     found: list[tuple[Recipe, Prediction]] = []
     left_out: list[tuple[str, str]] = []
     for wanted in RECIPES:
-        recipe = Recipe(wanted.quant, wanted.head, wanted.importance and importance)
+        recipe = replace(wanted, importance=wanted.importance and importance)
         if recipe.type.importance and not recipe.importance:
             left_out.append((recipe.label, "needs an importance matrix, and there are no calibration rows"))
             continue

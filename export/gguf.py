@@ -50,6 +50,8 @@ class GgufSettings(GateSettings):
     """tensor type of the output head (the embedding, where both are one); default: the quant type's own rule"""
     importance: bool | None = None
     """round with an importance matrix; default: for K and IQ types where calibration rows are found, and with --calibration"""
+    fallback: Literal["same", "larger"] = "same"
+    """K types where rows are no multiple of 256: Q4_K becomes IQ4_NL, of as many bits, or larger, Q5_0, as llama.cpp has it"""
     mixed: bool = True
     """Q8_0: where the file is further from its source than KLD 1e-4 (or --max-kld) and than the source in bfloat16, leave the
     tensors in F16 whose rounding costs most"""
@@ -106,9 +108,9 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
             made = nearer(shop, made, settings, lambda found: _fits(found, source, target))
         if settings.gate and made.report is None:
             made = shop.check(made, settings)
-        if target is not None and target.device is not None and made.decode is None:
-            if made.report is not None and made.report.verdict == "kept":
-                made = replace(made, decode=_decode(made.path, source, events))
+        kept = made.report is not None and made.report.verdict == "kept"
+        if target is not None and target.device is not None and made.decode is None and kept:
+            made = replace(made, decode=_decode(made.path, source, events))
         types = made.types
         path = shop.publish(made)
     if path == out:
@@ -164,7 +166,7 @@ def _recipe(quant: str, head: str | None, settings: GgufSettings, calibration: P
         )
     if kind.importance and calibration is None:
         raise ExportError(f"{quant} needs an importance matrix and there are no rows to measure it on; give --calibration FILE")
-    return Recipe(quant, head, wanted and calibration is not None and not exact)
+    return Recipe(quant, head, wanted and calibration is not None and not exact, fallback=settings.fallback)
 
 
 def _check_means(settings: GgufSettings, recipe: Recipe | None, source: Source, target: Target | None, plan: Stage) -> None:

@@ -70,7 +70,7 @@ def test_a_checked_file_with_the_card_inside(run, capsys):
     assert card.file.kld is not None and 0 < card.file.kld < 0.5
     assert card.file.tokens >= 512
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Q4_K -> Q5_0 in rows of 128" in printed
+    assert "Q4_K -> IQ4_NL in rows of 128" in printed
     assert f"kept: KLD {card.file.kld:.2g}" in printed
     assert f"importance from {len(TEXTS)} of {len(TEXTS)} rows" in printed
     document = json.loads((run / "all.json").read_text())
