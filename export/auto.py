@@ -23,9 +23,9 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("Q6_K", importance=True),
     Recipe("Q5_K_M", importance=True),
     Recipe("Q5_0"),
-    Recipe("Q4_K_M", importance=True, fallback="larger"),
     Recipe("IQ4_NL", head="Q8_0", importance=True),
     Recipe("Q4_K_M", importance=True),
+    Recipe("Q4_K_M", importance=True, fallback="larger"),
     Recipe("Q4_0"),
     Recipe("IQ4_XS", importance=True),
     Recipe("Q3_K_M", importance=True),
@@ -76,6 +76,8 @@ def candidates(
             continue
         same = next((other.label for other, known in found if known.types == prediction.types), None)
         over = target.excess(prediction.tensor_bytes, cache_bytes(plan)) if target is not None else None
+        if same is not None and recipe.fallback == "larger":
+            continue  # nothing falls back
         if same is not None:
             left_out.append((recipe.label, f"every tensor becomes what it is in {same}"))
         elif over is not None:

@@ -18,23 +18,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from agents.card import program
 from agents.models.llama_library import INSTALL
+from export.command import check_json, directory_of, make_callable, run_command
 from export.errors import ExportError
 from export.gate import GateReport, GateSettings
 from export.quant_types import Prediction, Recipe, predict
 from export.quants import as_json, check_quant, check_tensor_type, llama_cpp_missing, our_types
-from export.result import ExportResult, print_result, record
+from export.result import ExportResult, record
 from export.source import Source
 from export.target import Target, cache_bytes, parse_target, predict_speed, streamed_bytes
 from factory.cli import run_cli
 from factory.events import EventLog, Listener, Stage
-from factory.settings import build, parse
+from factory.settings import build
 
 AUTO = "auto"
 
@@ -86,11 +86,11 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
     head = check_tensor_type(settings.head) if settings.head is not None else None
     target = parse_target(settings.target) if settings.target is not None else None
     with events.stage("plan") as plan:
-        source = Source.open(_directory(settings))
+        source = Source.open(directory_of(settings.ckpt, settings.lora))
         calibration = _calibration(settings, source)
         out = settings.out if settings.out is not None else _default_out(settings, source, quant)
         check_place(out)
-        _check_json(settings)
+        check_json(settings.json_file)
         if settings.lora == "adapter":
             from export.adapter import export_adapter
 
@@ -132,18 +132,6 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
         bytes=path.stat().st_size, bits_per_weight=made.bits_per_weight, gate=report, report=out.parent, notes=made.notes,
         why=why, candidates=tuple(document["candidates"]), document=document,
     ), settings.json_file)  # fmt: skip
-
-
-def _directory(settings: GgufSettings) -> Path:
-    """The model directory meant: a run's is its model/, and with --lora adapter the adapter/ inside."""
-    place = settings.ckpt
-    if not (place / "config.json").is_file() and not (place / "adapter_config.json").is_file() and (place / "model").is_dir():
-        place = place / "model"
-    if settings.lora == "adapter" and not (place / "adapter_config.json").is_file():
-        if not (place / "adapter" / "adapter_config.json").is_file():
-            raise ExportError(f"{place}: holds no adapter (adapter_config.json); give an adapter directory, or leave --lora away")
-        place = place / "adapter"
-    return place
 
 
 def _calibration(settings: GgufSettings, source: Source) -> Path | None:
@@ -199,11 +187,6 @@ def _check_size(size: int, source: Source, target: Target | None) -> None:
         raise ExportError(f"--target {target.name}: with its vocabulary {why}; choose a smaller --quant, or --quant auto")
 
 
-def _check_json(settings: GgufSettings) -> None:
-    if settings.json_file is not None and (settings.json_file.is_dir() or not settings.json_file.absolute().parent.is_dir()):
-        raise ExportError(f"--json {settings.json_file}: cannot be written there; give a file in a directory that exists")
-
-
 def _default_out(settings: GgufSettings, source: Source, quant: str) -> Path:
     """CKPT/NAME-QUANT.gguf; NAME is the card's, else the directory's."""
     resolved = source.path.resolve()
@@ -247,21 +230,7 @@ def _predicted(target: Target | None, types: dict[str, str], source: Source, mea
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from factory.progress import ProgressView
-
-    settings = parse(GgufSettings, argv, "python -m export.gguf", "Export a model as a GGUF file that is checked against it.")
-    with ProgressView() as view:
-        result = run(settings, view)
-    print_result(result)
-    if not result.kept:
-        raise SystemExit(1)
-
-
-class _Callable(ModuleType):
-    """Lets `export.gguf(CKPT, quant="Q8_0", …)` stand beside the command."""
-
-    def __call__(self, ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
-        return export(ckpt, listener, **settings)
+    run_command(run, GgufSettings, argv, "export.gguf", "Export a model as a GGUF file that is checked against it.")
 
 
 def export(ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
@@ -271,4 +240,4 @@ def export(ckpt: Path | str, listener: Listener | None = None, **settings: Any) 
 
 if __name__ == "__main__":
     sys.exit(run_cli(main))
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, export)
