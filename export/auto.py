@@ -25,6 +25,7 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("Q5_0"),
     Recipe("IQ4_NL", head="Q8_0", importance=True),
     Recipe("Q4_K_M", importance=True),
+    Recipe("Q4_K_M", importance=True, fallback="larger"),
     Recipe("Q4_0"),
     Recipe("IQ4_XS", importance=True),
     Recipe("Q3_K_M", importance=True),
@@ -64,7 +65,7 @@ def candidates(
     found: list[tuple[Recipe, Prediction]] = []
     left_out: list[tuple[str, str]] = []
     for wanted in RECIPES:
-        recipe = Recipe(wanted.quant, wanted.head, wanted.importance and importance)
+        recipe = replace(wanted, importance=wanted.importance and importance)
         if recipe.type.importance and not recipe.importance:
             left_out.append((recipe.label, "needs an importance matrix, and there are no calibration rows"))
             continue
@@ -75,6 +76,8 @@ def candidates(
             continue
         same = next((other.label for other, known in found if known.types == prediction.types), None)
         over = target.excess(prediction.tensor_bytes, cache_bytes(plan)) if target is not None else None
+        if same is not None and recipe.fallback == "larger":
+            continue  # nothing falls back
         if same is not None:
             left_out.append((recipe.label, f"every tensor becomes what it is in {same}"))
         elif over is not None:

@@ -141,8 +141,8 @@ def end_ids(source: Source) -> list[int]:
 
 
 def stored_as(tensor: PlannedTensor, type: str, source: Source, head: str | None = None, keep: Collection[str] = ()) -> str:
-    """The type one tensor gets in a file of `type`: vectors F32, rows that are no multiple of 32 and those of `keep` F16, the head
-    `head`, else Q8_0 in a 4- or 5-bit file (in 4 bits it costs most of the loss)."""
+    """The type one tensor gets in a file of `type`: vectors F32, rows that are no multiple of 32 and what `keep` names F16, the
+    head `head`, else Q8_0 in a 4- or 5-bit file (in 4 bits it costs most of the loss)."""
     if tensor.role == "vector":
         return "F32"
     if tensor.name in keep:

@@ -18,23 +18,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from agents.card import program
 from agents.models.llama_library import INSTALL
+from export.command import check_json, directory_of, make_callable, run_command
 from export.errors import ExportError
 from export.gate import GateReport, GateSettings
 from export.quant_types import Prediction, Recipe, predict
 from export.quants import as_json, check_quant, check_tensor_type, llama_cpp_missing, our_types
-from export.result import ExportResult, print_result, record
+from export.result import ExportResult, record
 from export.source import Source
 from export.target import Target, cache_bytes, parse_target, predict_speed, streamed_bytes
 from factory.cli import run_cli
 from factory.events import EventLog, Listener, Stage
-from factory.settings import build, parse
+from factory.settings import build
 
 AUTO = "auto"
 
@@ -50,6 +50,8 @@ class GgufSettings(GateSettings):
     """tensor type of the output head (the embedding, where both are one); default: the quant type's own rule"""
     importance: bool | None = None
     """round with an importance matrix; default: for K and IQ types where calibration rows are found, and with --calibration"""
+    fallback: Literal["same", "larger"] = "same"
+    """K types where rows are no multiple of 256: Q4_K becomes IQ4_NL, of as many bits, or larger, Q5_0, as llama.cpp has it"""
     mixed: bool = True
     """Q8_0: where the file is further from its source than KLD 1e-4 (or --max-kld) and than the source in bfloat16, leave the
     tensors in F16 whose rounding costs most"""
@@ -84,11 +86,11 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
     head = check_tensor_type(settings.head) if settings.head is not None else None
     target = parse_target(settings.target) if settings.target is not None else None
     with events.stage("plan") as plan:
-        source = Source.open(_directory(settings))
+        source = Source.open(directory_of(settings.ckpt, settings.lora))
         calibration = _calibration(settings, source)
         out = settings.out if settings.out is not None else _default_out(settings, source, quant)
         check_place(out)
-        _check_json(settings)
+        check_json(settings.json_file)
         if settings.lora == "adapter":
             from export.adapter import export_adapter
 
@@ -106,9 +108,9 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
             made = nearer(shop, made, settings, lambda found: _fits(found, source, target))
         if settings.gate and made.report is None:
             made = shop.check(made, settings)
-        if target is not None and target.device is not None and made.decode is None:
-            if made.report is not None and made.report.verdict == "kept":
-                made = replace(made, decode=_decode(made.path, source, events))
+        kept = made.report is not None and made.report.verdict == "kept"
+        if target is not None and target.device is not None and made.decode is None and kept:
+            made = replace(made, decode=_decode(made.path, source, events))
         types = made.types
         path = shop.publish(made)
     if path == out:
@@ -132,18 +134,6 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
     ), settings.json_file)  # fmt: skip
 
 
-def _directory(settings: GgufSettings) -> Path:
-    """The model directory meant: a run's is its model/, and with --lora adapter the adapter/ inside."""
-    place = settings.ckpt
-    if not (place / "config.json").is_file() and not (place / "adapter_config.json").is_file() and (place / "model").is_dir():
-        place = place / "model"
-    if settings.lora == "adapter" and not (place / "adapter_config.json").is_file():
-        if not (place / "adapter" / "adapter_config.json").is_file():
-            raise ExportError(f"{place}: holds no adapter (adapter_config.json); give an adapter directory, or leave --lora away")
-        place = place / "adapter"
-    return place
-
-
 def _calibration(settings: GgufSettings, source: Source) -> Path | None:
     from export.imatrix import calibration_file
 
@@ -164,7 +154,7 @@ def _recipe(quant: str, head: str | None, settings: GgufSettings, calibration: P
         )
     if kind.importance and calibration is None:
         raise ExportError(f"{quant} needs an importance matrix and there are no rows to measure it on; give --calibration FILE")
-    return Recipe(quant, head, wanted and calibration is not None and not exact)
+    return Recipe(quant, head, wanted and calibration is not None and not exact, fallback=settings.fallback)
 
 
 def _check_means(settings: GgufSettings, recipe: Recipe | None, source: Source, target: Target | None, plan: Stage) -> None:
@@ -195,11 +185,6 @@ def _fits(prediction: Prediction, source: Source, target: Target | None) -> bool
 def _check_size(size: int, source: Source, target: Target | None) -> None:
     if target is not None and (why := target.excess(size, cache_bytes(source.plan))) is not None:
         raise ExportError(f"--target {target.name}: with its vocabulary {why}; choose a smaller --quant, or --quant auto")
-
-
-def _check_json(settings: GgufSettings) -> None:
-    if settings.json_file is not None and (settings.json_file.is_dir() or not settings.json_file.absolute().parent.is_dir()):
-        raise ExportError(f"--json {settings.json_file}: cannot be written there; give a file in a directory that exists")
 
 
 def _default_out(settings: GgufSettings, source: Source, quant: str) -> Path:
@@ -245,21 +230,7 @@ def _predicted(target: Target | None, types: dict[str, str], source: Source, mea
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from factory.progress import ProgressView
-
-    settings = parse(GgufSettings, argv, "python -m export.gguf", "Export a model as a GGUF file that is checked against it.")
-    with ProgressView() as view:
-        result = run(settings, view)
-    print_result(result)
-    if not result.kept:
-        raise SystemExit(1)
-
-
-class _Callable(ModuleType):
-    """Lets `export.gguf(CKPT, quant="Q8_0", …)` stand beside the command."""
-
-    def __call__(self, ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
-        return export(ckpt, listener, **settings)
+    run_command(run, GgufSettings, argv, "export.gguf", "Export a model as a GGUF file that is checked against it.")
 
 
 def export(ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
@@ -269,4 +240,4 @@ def export(ckpt: Path | str, listener: Listener | None = None, **settings: Any) 
 
 if __name__ == "__main__":
     sys.exit(run_cli(main))
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, export)

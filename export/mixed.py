@@ -1,7 +1,7 @@
 """A Q8_0 file that is further from its source than it should be gets the tensors back in F16 whose rounding costs most.
 
-Does: hold the file's KLD against the limit, choose tensors by what rounding them costs on the task's own rows, write the file again
-and have its distributions measured again, until it is near enough; say what was kept, why, and what that cost.
+Does: hold the file's KLD against the limit, choose tensors by what rounding them costs on the task's own rows, write the file
+again and have its distributions measured again, until it is near enough; say what was kept, why, and what that cost.
 Does not: estimate (`export.sensitivity`), write (`export.workshop`), or judge (`export.gate`, which measures the file once more).
 """
 
@@ -62,8 +62,8 @@ def nearer(shop: Workshop, plain: Made, settings: GateSettings, fits: Callable[[
             break
         now = max(before, found * lost / left)  # this file still has `left` of the estimated loss: what the whole would be
     return replace(plain, notes=(*plain.notes, (
-        f"its KLD {before:.2g} is above {limit:.2g}, and keeping tensors in F16 does not bring it under that in {MOST_BYTES:g} times "
-        "the bytes (or what --target allows); --quant F16 does"
+        f"its KLD {before:.2g} is above {limit:.2g}, and keeping tensors in F16 does not bring it under that in {MOST_BYTES:g} "
+        "times the bytes (or what --target allows); --quant F16 does"
     )))  # fmt: skip
 
 
@@ -74,9 +74,9 @@ def _told(made: Made, plain: Made, klds: tuple[float, float, float], losses: dic
     share = sum(losses[name] for name in kept) / lost
     stay = "stays" if len(kept) == 1 else "stay"
     note = (
-        f"all in Q8_0 its KLD is {before:.2g}, above {limit:.2g}: {', '.join(kept)} {stay} in F16 (about {share:.0%} of what rounding "
-        f"costs on {origin}), {made.bytes / plain.bytes - 1:.0%} larger, {made.bits_per_weight:.2f} bits per weight, KLD {found:.2g}; "
-        "--no-mixed rounds them too"
+        f"all in Q8_0 its KLD is {before:.2g}, above {limit:.2g}: {', '.join(kept)} {stay} in F16 (about {share:.0%} of what "
+        f"rounding costs on {origin}), {made.bytes / plain.bytes - 1:.0%} larger, {made.bits_per_weight:.2f} bits per weight, "
+        f"KLD {found:.2g}; --no-mixed rounds them too"
     )
     worst = sorted(losses, key=lambda name: -losses[name])[:20]
     details = {

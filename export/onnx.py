@@ -21,24 +21,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from agents.card import FileEntry, program, sha256_of_weights
 from agents.models.onnx_directory import FACTS_FILE, GENAI_FILE
+from export.command import check_json, directory_of, make_callable, run_command
 from export.errors import ExportError
 from export.gate import GateReport, GateSettings, card_for_file, gate
 from export.onnx_builder import build, builds, missing, staged
 from export.onnx_rewrite import Rewritten, rewrite
 from export.onnx_torch import trace
-from export.result import ExportResult, print_result, record
+from export.result import ExportResult, record
 from export.source import Source
 from factory.cli import run_cli
 from factory.events import EventLog, Listener
 from factory.settings import build as build_settings
-from factory.settings import parse
 
 REJECTED = ".rejected"
 
@@ -70,14 +69,14 @@ def run(settings: OnnxSettings, listener: Listener | None = None) -> ExportResul
         absent = missing()
         if absent is not None:
             raise ExportError(absent)
-        source = Source.open(_directory(settings))
+        source = Source.open(directory_of(settings.ckpt, settings.lora))
         if settings.lora == "adapter":
             from export.lora_onnx import export_adapter
 
             return export_adapter(source, settings, events)
         out = settings.out if settings.out is not None else source.path / f"onnx-{settings.precision}"
         check_place(out)
-        _check_json(settings)
+        check_json(settings.json_file)
     with workplace(out) as place:
         made, how = make(source, place / out.name, settings.precision, events)
         report = gate(source, f"onnx:{place / out.name}", settings, events=events,
@@ -233,41 +232,8 @@ def _tally(made: Rewritten) -> dict[str, int]:
     return {f"{width} bits": bits.count(width) for width in sorted(set(bits))}
 
 
-def _directory(settings: OnnxSettings) -> Path:
-    """The model directory meant: a run's is its model/, and with --lora adapter the adapter/ inside."""
-    place = settings.ckpt
-    if not (place / "config.json").is_file() and not (place / "adapter_config.json").is_file() and (place / "model").is_dir():
-        place = place / "model"
-    if settings.lora == "adapter" and not (place / "adapter_config.json").is_file():
-        if not (place / "adapter" / "adapter_config.json").is_file():
-            raise ExportError(f"{place}: holds no adapter (adapter_config.json); give an adapter directory, or leave --lora away")
-        place = place / "adapter"
-    return place
-
-
-def _check_json(settings: OnnxSettings) -> None:
-    if settings.json_file is not None and (settings.json_file.is_dir() or not settings.json_file.absolute().parent.is_dir()):
-        raise ExportError(f"--json {settings.json_file}: cannot be written there; give a file in a directory that exists")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    from factory.progress import ProgressView
-
-    settings = parse(
-        OnnxSettings, argv, "python -m export.onnx", "Export a model as an ONNX directory that is checked against it."
-    )
-    with ProgressView() as view:
-        result = run(settings, view)
-    print_result(result)
-    if not result.kept:
-        raise SystemExit(1)
-
-
-class _Callable(ModuleType):
-    """Lets `export.onnx(CKPT, precision="int8", …)` stand beside the command."""
-
-    def __call__(self, ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
-        return export(ckpt, listener, **settings)
+    run_command(run, OnnxSettings, argv, "export.onnx", "Export a model as an ONNX directory that is checked against it.")
 
 
 def export(ckpt: Path | str, listener: Listener | None = None, **settings: Any) -> ExportResult:
@@ -277,4 +243,4 @@ def export(ckpt: Path | str, listener: Listener | None = None, **settings: Any) 
 
 if __name__ == "__main__":
     sys.exit(run_cli(main))
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, export)

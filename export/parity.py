@@ -206,7 +206,12 @@ def write_reference(
     )
     at = 0
     for text in texts:
-        rows[at : at + text.compared] = torch_logits(model, text.ids, text.compared)
+        said = torch_logits(model, text.ids, text.compared)
+        if not np.isfinite(said).all():
+            raise ExportError(
+                f"{model.name}: the source's own logits are not finite; its weights are damaged, train or copy it again"
+            )
+        rows[at : at + text.compared] = said
         at += text.compared
     rows.flush()
     del rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from export.errors import ExportError
 from export.families import Plan
@@ -62,7 +63,8 @@ _SMALLER_BLOCK = {
     "IQ3_S": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
 """what llama.cpp takes where a row is no multiple of 256 (tensor_type_fallback)"""
-
+_SAME_BITS = {**_SMALLER_BLOCK, "Q4_K": "IQ4_NL"}
+"""the same, but what was 4.5 bits stays 4.5: on SmolLM2-135M's shape Q5_0 makes Q4_K_M a third slower than Q4_0 (LOG.md)"""
 
 _HEAD_Q5 = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ1_S", "IQ1_M")
 """types whose head llama.cpp stores in Q5_K, not Q6_K"""
@@ -80,6 +82,8 @@ class Recipe:
     """rounded with an importance matrix"""
     keep: tuple[str, ...] = ()
     """tensors left in F16 because rounding them costs most (`export.mixed`)"""
+    fallback: Literal["same", "larger"] = "same"
+    """where rows are no multiple of 256, Q4_K becomes IQ4_NL, of as many bits, or Q5_0, as llama.cpp has it"""
 
     @property
     def type(self) -> QuantType:
@@ -92,15 +96,17 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """Its name in tables and messages: "Q4_0", "IQ4_XS, head Q8_0"."""
+        """Its name in tables and messages: "Q4_0", "IQ4_XS, head Q8_0", "Q8_0, 2 tensors in F16"."""
         kept = f", {len(self.keep)} {'tensor' if len(self.keep) == 1 else 'tensors'} in F16" if self.keep else ""
-        return (self.quant if self.head is None else f"{self.quant}, head {self.head}") + kept
+        larger = ", larger fall-backs" if self.fallback == "larger" else ""
+        return (self.quant if self.head is None else f"{self.quant}, head {self.head}") + kept + larger
 
     @property
     def options(self) -> str:
         """What to type for it, with every choice spelt out."""
         head = "" if self.head is None else f" --head {self.head}"
-        return f"--quant {self.quant}{head} --{'' if self.importance else 'no-'}importance"
+        larger = " --fallback larger" if self.fallback == "larger" else ""
+        return f"--quant {self.quant}{head} --{'' if self.importance else 'no-'}importance{larger}"
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,11 @@ class Prediction:
     tensor_bytes: int
     """of all tensors; a file has metadata and vocabulary beside them"""
     weights: int
+
+    @property
+    def chosen(self) -> bool:
+        """Whether a fall-back is not llama.cpp's own, so that it must be told the types."""
+        return any(_SMALLER_BLOCK.get(f.wanted) != f.got != "F16" for f in self.fallbacks)
 
     @property
     def bits_per_weight(self) -> float:
@@ -162,7 +173,7 @@ def predict(plan: Plan, recipe: Recipe) -> Prediction:
         wanted = "F16" if tensor.name in recipe.keep else wanted
         got = wanted
         if columns % BLOCKS[wanted][0] != 0:
-            got = _SMALLER_BLOCK.get(wanted, wanted)
+            got = (_SAME_BITS if recipe.fallback == "same" else _SMALLER_BLOCK).get(wanted, wanted)
             got = got if columns % BLOCKS[got][0] == 0 else "F16"
             fallbacks.append(Fallback(tensor.name, columns, wanted, got))
         types[tensor.name] = got

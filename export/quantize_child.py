@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import sys
 from typing import Any
 
@@ -52,10 +53,17 @@ def run(job: dict[str, Any]) -> tuple[int, list[str]]:
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         entries[len(kept)].name = None
         params.imatrix = ctypes.cast(entries, type(params.imatrix))
+    if job["types"]:
+        overrides = (llama_cpp.llama_model_tensor_override * (len(job["types"]) + 1))()
+        for override, (name, kind_name) in zip(overrides, job["types"].items()):
+            override.pattern = f"^{re.escape(name)}$".encode()
+            override.type = int(gguf.GGMLQuantizationType[kind_name])
+        overrides[len(job["types"])].pattern = None
+        params.tt_overrides = ctypes.cast(overrides, type(params.tt_overrides))
     code = int(llama_cpp.llama_model_quantize(job["source"].encode(), job["out"].encode(), ctypes.byref(params)))
     loud = [text.strip() for level, text in lines if level >= WARN and level != CONTINUED]
     # What falls back was predicted and said; llama.cpp says it again in pieces of lines.
-    told = ("not divisible by", "falling back to", "fallback quantization", "must use F16")
+    told = ("not divisible by", "falling back to", "fallback quantization", "must use F16", "applying manual override")
     return code, [text for text in loud if text and not any(part in text for part in told)]
 
 

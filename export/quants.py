@@ -62,11 +62,17 @@ class Quantized:
 
 
 def quantize(
-    source: Path, out: Path, recipe: Recipe, importance: Mapping[str, np.ndarray] | None = None, threads: int = 1
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    importance: Mapping[str, np.ndarray] | None = None,
+    threads: int = 1,
+    types: Mapping[str, str] | None = None,
 ) -> Quantized:
     """Quantize a GGUF file in F32, F16 or BF16 to `out` through llama.cpp, in a process of its own.
 
-    `importance`: tensor name -> (columns,) float32. `out` is overwritten and may be half-written when this raises: give a
+    `importance`: tensor name -> (columns,) float32. `types`: tensor name -> type for every matrix, in place of llama.cpp's own
+    choice. `out` is overwritten and may be half-written when this raises: give a
     temporary name. Raises ExportError when llama.cpp is missing, refuses, dies, `source` is damaged, or the disk is full.
     """
     if llama_cpp_missing():
@@ -79,7 +85,7 @@ def quantize(
         raise ExportError(str(error)) from None
     with tempfile.TemporaryDirectory(prefix="penknife-quantize-") as scratch:
         job: dict[str, Any] = {"source": str(source), "out": str(out), "file_type": recipe.type.file_type, "threads": threads,
-                               "head": recipe.head, "tied": tied, "importance": None}  # fmt: skip
+                               "head": recipe.head, "tied": tied, "importance": None, "types": dict(types or {})}  # fmt: skip
         if importance is not None and recipe.importance:
             job["importance"] = str(Path(scratch) / "importance.npz")
             names = list(importance)
@@ -131,6 +137,7 @@ def as_json(recipe: Recipe, prediction: Prediction) -> dict[str, Any]:
     """What the report says of a recipe."""
     return {
         **asdict(recipe),
+        "keep": list(recipe.keep),
         "predicted_bytes": prediction.tensor_bytes,
         "predicted_bits_per_weight": round(prediction.bits_per_weight, 4),
         "fallbacks": [asdict(fallback) for fallback in prediction.fallbacks],

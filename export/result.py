@@ -7,6 +7,9 @@ Does not: measure or decide anything.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,8 @@ def record(result: ExportResult, json_file: Path | None) -> ExportResult:
     document = {**result.document, "gate": gate}
     target = result.path.parent / REPORT_FILE
     name = result.path.name.removesuffix(".rejected")
-    _write(target, {"version": program(), "files": {**read_entries(result.path.parent), name: document}})
+    with _locked(result.path.parent):
+        _write(target, {"version": program(), "files": {**read_entries(result.path.parent), name: document}})
     if json_file is not None:
         _write(json_file, document)
     return replace(result, report=target)
@@ -77,6 +81,22 @@ def read_report(directory: Path, name: str) -> GateReport | None:
         return GateReport.model_validate_json(json.dumps(read_entries(directory).get(name, {}).get("gate")))
     except ValidationError:
         return None
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Exports of one directory add to its report one after another. Without locks (Windows) the last one wins."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -117,7 +117,9 @@ class Workshop:
             importance = self.importance if recipe.importance else None
             exact = self.exact
             with self.events.stage(f"quantize {recipe.label}"):
-                done = quantize(exact, path, recipe, importance.values if importance is not None else None, self.threads)
+                matrices = {name: type for name, type in prediction.types.items() if type != "F32"} if prediction.chosen else None
+                values = importance.values if importance is not None else None
+                done = quantize(exact, path, recipe, values, self.threads, matrices)
             seal(path)  # llama.cpp copied the metadata, and with it the seal of the other file
             notes += [*self._exact_notes, *done.warnings]
             if importance is not None:

@@ -100,15 +100,14 @@ def test_a_window_llama_cpp_ignores_becomes_the_context(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", some(FAMILIES, "smollm2", "gemma2"))
-def test_q8_0_is_close_on_a_model_that_learnt_something(kind: str, tmp_path: Path) -> None:
+def test_plain_q8_0_is_close_on_a_model_that_learnt_something(kind: str, tmp_path: Path) -> None:
+    """Every matrix rounded; `test_mixed` has the files that come as near as bfloat16."""
     engine()
     source, made = make(tmp_path, kind, "Q8_0", steps=30, initializer_range=0.05)
     length = min(640, made.context)
     ids = np.array(source.tokenizer("\n".join(TEXTS))["input_ids"][: 640 // length * length]).reshape(-1, length)
-    reference = torch_logits(source.path, ids)
-    found, narrow = llama_logits(made.path, ids), torch_logits(source.path, ids, "bfloat16")
     assert ids.size >= 512
-    assert kld(reference, found).mean() < max(1e-4, kld(reference, narrow).mean())
+    assert kld(torch_logits(source.path, ids), llama_logits(made.path, ids)).mean() < 5e-4  # measured up to 3.2e-4
 
 
 @pytest.mark.parametrize("type", TYPES)

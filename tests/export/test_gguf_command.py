@@ -70,7 +70,7 @@ def test_a_checked_file_with_the_card_inside(run, capsys):
     assert card.file.kld is not None and 0 < card.file.kld < 0.5
     assert card.file.tokens >= 512
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Q4_K -> Q5_0 in rows of 128" in printed
+    assert "Q4_K -> IQ4_NL in rows of 128" in printed
     assert f"kept: KLD {card.file.kld:.2g}" in printed
     assert f"importance from {len(TEXTS)} of {len(TEXTS)} rows" in printed
     document = json.loads((run / "all.json").read_text())
@@ -306,3 +306,18 @@ def test_what_a_killed_export_left_is_swept(run):
     (left / "exact.gguf").write_bytes(b"x")
     command.export(run, gate=False)
     assert left_behind(run) == ["shop-q8_0.gguf"]
+
+
+def test_exports_at_the_same_time_each_leave_their_entry(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from export.result import ExportResult, record
+
+    def one(number: int) -> None:
+        record(
+            ExportResult(tmp_path / f"{number}.gguf", True, False, "", 1, 8.5, None, tmp_path, (), document={"n": number}), None
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(48)))
+    assert {name: entry["n"] for name, entry in read_entries(tmp_path).items()} == {f"{n}.gguf": n for n in range(48)}

@@ -68,6 +68,13 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
         divergence(np.zeros((3, 5), np.float32), found)
 
 
+def test_a_source_whose_own_logits_are_not_finite_has_no_reference(windowed: Path, tmp_path: Path) -> None:
+    model = open_model(str(windowed), dtype="float32", device="cpu")
+    model.model.get_output_embeddings().weight.data[7] = float("nan")  # type: ignore[attr-defined]
+    with pytest.raises(ExportError, match="own logits are not finite"):
+        write_reference(model, tmp_path, TALK, 64)  # type: ignore[arg-type]
+
+
 def test_the_long_text_runs_past_the_window_and_stays_in_the_context() -> None:
     assert long_length(None, 2048) == 1024
     assert long_length(None, 300) == 300

@@ -75,7 +75,7 @@ def llama_types(file: Path, recipe: Recipe, values: dict[str, np.ndarray]) -> di
 def test_every_type_becomes_what_was_predicted(sources, name, importance):
     source, file = sources[name]
     for quant in [kind for kind in QUANT_TYPES if kind not in ("F32", "F16", "BF16")]:
-        recipe = Recipe(quant, importance=importance)
+        recipe = Recipe(quant, importance=importance, fallback="larger")
         if recipe.needs_llama_cpp:
             assert surprises(predict(source.plan, recipe), llama_types(file, recipe, values_for(source))) == [], quant
 
@@ -85,7 +85,7 @@ def test_a_written_file_has_the_types_predicted_and_the_head_asked_for(sources, 
     pytest.importorskip("llama_cpp", reason=NEEDS_LLAMA)
     for name, head in (("tied", "token_embd.weight"), ("even", "output.weight")):
         source, file = sources[name]
-        recipe = Recipe(quant, head="Q8_0", importance=True)
+        recipe = Recipe(quant, head="Q8_0", importance=True, fallback="larger")
         made = quantize(file, tmp_path / "out.gguf", recipe, values_for(source))
         prediction, found = predict(source.plan, recipe), written(tmp_path / "out.gguf")
         assert surprises(prediction, found) == []
@@ -104,12 +104,31 @@ def test_our_own_types_are_predicted_too(sources, tmp_path, quant, name):
     assert len(prediction.fallbacks) == len(made.fallbacks)
 
 
+@pytest.mark.parametrize("importance", [True, False])
+def test_q4_k_falls_back_to_as_many_bits_unless_llama_cpps_own_choice_is_wanted(sources, tmp_path, importance):
+    pytest.importorskip("llama_cpp", reason=NEEDS_LLAMA)
+    source, file = sources["rows-of-320"]
+    size = {}
+    for fallback, got in (("same", "IQ4_NL"), ("larger", "Q5_0")):
+        recipe = Recipe("Q4_K_M", importance=importance, fallback=fallback)
+        prediction = predict(source.plan, recipe)
+        assert prediction.chosen == (fallback == "same")
+        types = {name: type for name, type in prediction.types.items() if type != "F32"} if prediction.chosen else None
+        made = quantize(file, tmp_path / f"{fallback}.gguf", recipe, values_for(source) if importance else None, types=types)
+        assert made.warnings == ()
+        found = written(tmp_path / f"{fallback}.gguf")
+        assert surprises(prediction, found) == []
+        assert found["blk.0.attn_q.weight"] == got and found["blk.1.ffn_down.weight"] == "Q4_K"  # rows of 256
+        size[fallback] = prediction.tensor_bytes
+    assert size["same"] < 0.95 * size["larger"]
+
+
 def test_fallbacks_are_named_with_the_bits_they_cost(sources):
     source, _ = sources["rows-of-320"]
     prediction = predict(source.plan, Recipe("Q4_K_M", importance=True))
     said = prediction.say(Recipe("Q4_K_M"))
     assert said is not None
-    assert "Q4_K -> Q5_0 in rows of 320" in said
+    assert "Q4_K -> IQ4_NL in rows of 320" in said
     assert f"{prediction.bits_per_weight:.2f} bits per weight" in said
     assert predict(sources["tied"][0].plan, Recipe("Q4_K_M")).say(Recipe("Q4_K_M")) is None
 
