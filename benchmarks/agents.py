@@ -1,7 +1,8 @@
 """Graph steps, tool round trip, checkpoints and import cost, ours beside langgraph's and pydantic-graph's: a table and JSON.
 
 Every framework runs in processes of its own, in turns, so that a neighbour on the machine slows all alike; the best of all turns
-counts, of imports the median. Peers are installed once into environments of their own under .cache/bench (which needs a package index).
+counts, of imports the median. Peers are installed once into environments of their own under .cache/bench (which needs a package
+index).
 
     python -m benchmarks.agents [--rounds 3] [--repeats 10] [--calls 20000] [--no-peers] [--json FILE]
 
