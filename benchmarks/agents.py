@@ -1,7 +1,8 @@
 """Graph steps, tool round trip, checkpoints and import cost, ours beside langgraph's and pydantic-graph's: a table and JSON.
 
 Every framework runs in processes of its own, in turns, so that a neighbour on the machine slows all alike; the best of all turns
-counts. Peers are installed once into environments of their own under .cache/bench (which needs a package index).
+counts, of imports the median. Peers are installed once into environments of their own under .cache/bench (which needs a package
+index).
 
     python -m benchmarks.agents [--rounds 3] [--repeats 10] [--calls 20000] [--no-peers] [--json FILE]
 
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import venv
@@ -64,11 +66,18 @@ def python_of(peer: str, cache: Path) -> str:
 
 def ran(command: list[str]) -> dict[str, Any]:
     """The JSON a process printed last. Its error output is shown when it fails."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else this tree is compiled at every import, and installed packages are not
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every figure; the first process, which may have to write byte code, does not count."""
+    return {key: statistics.median(row[key] for row in rows[1:]) for key in rows[0]}
 
 
 def least(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,13 +149,13 @@ def main(argv: list[str] | None = None) -> None:
         for name, line in IMPORTS.items():
             python = pythons.get(name, sys.executable)
             if name in pythons or name.startswith("agents"):
-                imports.setdefault(name, []).append(ran([python, "-c", IMPORT.format(line=line)]))
+                imports.setdefault(name, []).extend(ran([python, "-c", IMPORT.format(line=line)]) for _ in range(5))
     rows = {name: least(one) for name, one in taken.items()}
     result = {
         "machine": {"python": platform.python_version(), "cpus": os.cpu_count(), "machine": platform.machine()},
         "rounds": options.rounds,
         "graph": rows,
-        "import": {name: least(one) for name, one in imports.items()},
+        "import": {name: middle(one) for name, one in imports.items()},
         "tools": least(tools),
         "compared": compared(rows),
     }
