@@ -85,6 +85,11 @@ def conversation() -> None:
     st.session_state.was_running = running = talk.running
     if was_running and not running:
         st.rerun()
+    with view.spoken(*SAID, TalkError, FeedbackError):
+        all_turns(running)
+
+
+def all_turns(running: bool) -> None:
     chosen = talk.chosen
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -112,8 +117,7 @@ def one_turn(number: int) -> None:
             show_answer(talk, turn, number)
 
 
-with view.spoken(*SAID, TalkError, FeedbackError):
-    conversation()
+conversation()
 if st.button("New conversation", icon=":material/add_comment:", key="anew"):
     talk.anew()
     st.rerun()

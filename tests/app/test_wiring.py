@@ -275,3 +275,22 @@ def test_three_blades_send_a_request_to_sql_or_to_functions(
         assert tool_calls(events) == []
     else:
         assert [(call["arguments"], call["result"]) for call in tool_calls(events)] == [(arguments, "4.82803 kilometer")]
+
+
+def test_an_unsure_model_hands_over_to_the_larger_one(runs: Path, setup: Setup) -> None:
+    from app.timeline import lines
+
+    class Two(ScriptedShop):
+        def model(self, artifact: Any) -> Any:
+            from agents import Scripted
+
+            said = "no statement at all" if artifact.run == "scripted" else ANSWERS["how many moons"]
+            return self._models.get(artifact.key, lambda: Scripted([said], repeat=True, name=artifact.run))
+
+    talk = Talk(Two(), runs / "own")
+    larger = Setup(setup.artifact, BUNDLED, larger=artifact(runs, "larger"))
+    turn = talk.ask("How many moons?", larger)
+    assert turn.wait(20) and turn.status == "done", turn.problem
+    assert turn.state["rows"] == rows_by_sqlite(ANSWERS["how many moons"])
+    assert [line.what for line in lines(turn.events)].count("escalated") == 1
+    assert larger.described()["larger"] != larger.described()["artifact"]
