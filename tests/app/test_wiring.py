@@ -294,3 +294,18 @@ def test_an_unsure_model_hands_over_to_the_larger_one(runs: Path, setup: Setup) 
     assert turn.state["rows"] == rows_by_sqlite(ANSWERS["how many moons"])
     assert [line.what for line in lines(turn.events)].count("escalated") == 1
     assert larger.described()["larger"] != larger.described()["artifact"]
+
+
+def test_the_router_uses_a_set_with_an_out_of_scope_answer(runs: Path, setup: Setup) -> None:
+    from agents.chat import ModelError
+    from factory.tasks.route.labels import make_set
+
+    def data(*sets: tuple[str, bool]) -> dict[str, Any]:
+        return {"sets": [make_set(id, id, ["play music", "set timer"], out, "here").data() for id, out in sets]}
+
+    shop = ScriptedShop(lambda request: "set_timer")
+    both = artifact(runs, "both", "route", task_data=data(("closed", False), ("open", True)))
+    router = shop._router(both)
+    assert router.task is not None and router.task.opened({}).id == "open"
+    with pytest.raises(ModelError, match="out-of-scope"):
+        shop._router(artifact(runs, "closed", "route", task_data=data(("closed", False))))
