@@ -133,7 +133,9 @@ class Workshop:
 
     def persona(self, artifact: Artifact, **context: Any) -> Persona:
         """A persona of the artifact on its shared model. Raises ModelError, PersonaError, CardError, TaskError."""
-        return Persona.from_artifact(artifact.path, model=self.model(artifact), **context)
+        from factory.tasks.runtime import answerer
+
+        return Persona.from_artifact(artifact.path, model=self.model(artifact), task=answerer, **context)
 
     def graph(self, setup: Setup) -> AgentGraph:
         """The graph of a setup, made once. Raises what `persona` raises."""
