@@ -19,10 +19,9 @@ from agents.persona import Persona
 from agents.toolbox.calculator import calculate
 from agents.toolbox.sqlite import SqliteTools
 from app.analyst import AnalystState, add_nodes
+from factory.tasks.route.labels import OUT_OF_SCOPE
 from factory.tasks.sql.database import Database
 
-OUT_OF_SCOPE = "out_of_scope"
-"""What the route task answers when no label fits."""
 _METERS = {"meter": 1.0, "kilometer": 1000.0, "mile": 1609.344, "foot": 0.3048, "inch": 0.0254}
 
 

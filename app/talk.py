@@ -35,7 +35,7 @@ class Talk:
     thread: str = field(default_factory=lambda: os.urandom(6).hex())
     turns: list[Turn] = field(default_factory=list)
     shown: int = -1
-    """which turn's way is drawn; -1 is the latest"""
+    """which turn stands on top with its way drawn; -1 is the latest"""
 
     @property
     def running(self) -> bool:
@@ -47,9 +47,9 @@ class Talk:
         return next((turn for turn in self.turns if turn.status == "waiting"), None)
 
     @property
-    def chosen(self) -> Turn | None:
-        """The turn whose way is drawn."""
-        return self.turns[self.shown] if self.turns and -len(self.turns) <= self.shown < len(self.turns) else None
+    def chosen(self) -> Turn:
+        """The turn that stands on top. Raises IndexError before the first."""
+        return self.turns[self.shown if -1 <= self.shown < len(self.turns) else -1]
 
     def ask(self, question: str, setup: Setup) -> Turn:
         """Begin a turn; returns at once. Raises TalkError."""

@@ -14,7 +14,6 @@ from app.wiring import Setup
 def show_why(talk: Talk, turn: Turn, setup: Setup) -> None:
     """One turn's way, beside its answer."""
     st.markdown("**Why**")
-    st.caption(view.escaped(turn.question[:120]))
     draw(turn.mermaid, turn.events)
     show_events(turn.events, key="why")
     if turn.status not in ("running", "waiting"):

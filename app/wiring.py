@@ -133,7 +133,9 @@ class Workshop:
 
     def persona(self, artifact: Artifact, **context: Any) -> Persona:
         """A persona of the artifact on its shared model. Raises ModelError, PersonaError, CardError, TaskError."""
-        return Persona.from_artifact(artifact.path, model=self.model(artifact), **context)
+        from factory.tasks.runtime import answerer
+
+        return Persona.from_artifact(artifact.path, model=self.model(artifact), task=answerer, **context)
 
     def graph(self, setup: Setup) -> AgentGraph:
         """The graph of a setup, made once. Raises what `persona` raises."""
@@ -169,7 +171,7 @@ class Workshop:
         if setup.route is None or setup.tools is None:
             raise ModelError("the three-blade graph needs a route and a tools model beside the sql one; export them first")
         writer, tools, database = self._parts(setup)
-        router = self.persona(setup.route, name="route")
+        router = self._router(setup.route)
         caller = self.persona(setup.tools, name="tools", tools=TOOLS)
         return blades(
             router,
@@ -181,6 +183,18 @@ class Workshop:
             approve=setup.approve,
             calibration=setup.artifact.card.calibration,
         )
+
+    def _router(self, artifact: Artifact) -> Persona:
+        """The router over a label set of its card that knows what belongs to none of its labels: that goes to SQL."""
+        from factory.tasks.route.labels import from_data
+
+        data = artifact.card.task_data
+        fitting = [one.id for one in (from_data(data, artifact.path.name) if data else ()) if one.out_of_scope]
+        if not fitting:
+            raise ModelError(
+                f"{artifact.path.name} routes among labels without an out-of-scope answer, so nothing would go to SQL"
+            )
+        return self.persona(artifact, name="route", labels=fitting[0])
 
     def _parts(self, setup: Setup) -> tuple[Persona | Cascade, SqliteTools, Database]:
         from app.analyst import ROWS

@@ -61,7 +61,8 @@ view.warm(setup)
 
 # --- the conversation
 
-question = st.chat_input("Ask about the database", max_chars=2000)
+with st.container():  # in a container it stands here; at the page's foot it would pull the view down to itself
+    question = st.chat_input("Ask about the database", max_chars=2000)
 if question:
     with view.spoken(TalkError):
         talk.ask(question, setup)
@@ -84,26 +85,39 @@ def conversation() -> None:
     st.session_state.was_running = running = talk.running
     if was_running and not running:
         st.rerun()
+    with view.spoken(*SAID, TalkError, FeedbackError):
+        all_turns(running)
+
+
+def all_turns(running: bool) -> None:
+    chosen = talk.chosen
     left, right = st.columns([3, 2], gap="large")
     with left:
-        for number, turn in enumerate(talk.turns):
-            with st.chat_message("user", avatar=":material/person:"):
-                view.plain(turn.question)
-            with st.chat_message("assistant", avatar=":material/home_repair_service:"):
-                if turn.status == "waiting":
-                    show_waiting(turn)
-                else:
-                    show_answer(talk, turn, number)
+        one_turn(talk.turns.index(chosen))
         if running and st.button("Stop", icon=":material/stop_circle:", key="stop"):
             for turn in talk.turns:
                 turn.stop()
     with right:
-        if talk.chosen is not None:
-            show_why(talk, talk.chosen, setup)
+        show_why(talk, chosen, setup)
+    others = [number for number, turn in enumerate(talk.turns) if turn is not chosen]
+    if others:
+        st.markdown("**The rest of this conversation**")
+    for number in reversed(others):
+        one_turn(number)
 
 
-with view.spoken(*SAID, TalkError, FeedbackError):
-    conversation()
+def one_turn(number: int) -> None:
+    turn = talk.turns[number]
+    with st.chat_message("user", avatar=":material/person:"):
+        view.plain(turn.question)
+    with st.chat_message("assistant", avatar=":material/home_repair_service:"):
+        if turn.status == "waiting":
+            show_waiting(turn)
+        else:
+            show_answer(talk, turn, number)
+
+
+conversation()
 if st.button("New conversation", icon=":material/add_comment:", key="anew"):
     talk.anew()
     st.rerun()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,9 @@ ANSWERS = {
 }
 
 
-def card(task: str = "sql") -> Card:
+def card(task: str = "sql", **more: Any) -> Card:
     return Card(
+        **more,
         name="scripted",
         task=task,
         task_version=1,
@@ -44,11 +46,11 @@ def scripted_answer(request: Request) -> str:
     return next((sql for words, sql in ANSWERS.items() if words in asked), "SELECT name FROM planet ORDER BY name")
 
 
-def artifact(runs: Path, name: str = "scripted", task: str = "sql") -> Artifact:
+def artifact(runs: Path, name: str = "scripted", task: str = "sql", **more: Any) -> Artifact:
     """An artifact as `find_artifacts` finds it: the card is real, the weights are not."""
     place = runs / name / "model"
     place.mkdir(parents=True, exist_ok=True)
-    card(task).save(place)
+    card(task, **more).save(place)
     (place / "model.safetensors").write_bytes(b"none")
     return next(one for one in find_artifacts(runs, runs / "nothing")[0] if one.run == name)
 

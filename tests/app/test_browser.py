@@ -72,7 +72,7 @@ def test_three_questions_to_the_bundled_database(tab: Any, app_runs: Path) -> No
         ask(tab, question)
     shown = statements(tab)
     assert len(shown) == 3
-    for question, sql in zip(QUESTIONS, shown):
+    for question, sql in zip(reversed(QUESTIONS), shown):  # the latest stands on top
         one_line = " ".join(sql.split())
         fields = next(found for found in recorded(app_runs, question) if " ".join(found["sql"].split()) == one_line)
         assert fields["rows"] == by_sqlite(sql), "the rows that the app showed are those sqlite gives"

@@ -275,3 +275,37 @@ def test_three_blades_send_a_request_to_sql_or_to_functions(
         assert tool_calls(events) == []
     else:
         assert [(call["arguments"], call["result"]) for call in tool_calls(events)] == [(arguments, "4.82803 kilometer")]
+
+
+def test_an_unsure_model_hands_over_to_the_larger_one(runs: Path, setup: Setup) -> None:
+    from app.timeline import lines
+
+    class Two(ScriptedShop):
+        def model(self, artifact: Any) -> Any:
+            from agents import Scripted
+
+            said = "no statement at all" if artifact.run == "scripted" else ANSWERS["how many moons"]
+            return self._models.get(artifact.key, lambda: Scripted([said], repeat=True, name=artifact.run))
+
+    talk = Talk(Two(), runs / "own")
+    larger = Setup(setup.artifact, BUNDLED, larger=artifact(runs, "larger"))
+    turn = talk.ask("How many moons?", larger)
+    assert turn.wait(20) and turn.status == "done", turn.problem
+    assert turn.state["rows"] == rows_by_sqlite(ANSWERS["how many moons"])
+    assert [line.what for line in lines(turn.events)].count("escalated") == 1
+    assert larger.described()["larger"] != larger.described()["artifact"]
+
+
+def test_the_router_uses_a_set_with_an_out_of_scope_answer(runs: Path, setup: Setup) -> None:
+    from agents.chat import ModelError
+    from factory.tasks.route.labels import make_set
+
+    def data(*sets: tuple[str, bool]) -> dict[str, Any]:
+        return {"sets": [make_set(id, id, ["play music", "set timer"], out, "here").data() for id, out in sets]}
+
+    shop = ScriptedShop(lambda request: "set_timer")
+    both = artifact(runs, "both", "route", task_data=data(("closed", False), ("open", True)))
+    router = shop._router(both)
+    assert router.task is not None and router.task.opened({}).id == "open"
+    with pytest.raises(ModelError, match="out-of-scope"):
+        shop._router(artifact(runs, "closed", "route", task_data=data(("closed", False))))
