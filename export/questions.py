@@ -98,7 +98,7 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
 
     card = source.card
     named = settings.task or (card.task if card is not None else None)
-    asked = any(getattr(settings, name) is not None for name in ("dataset", "data_dir", "db", "questions", "split"))
+    asked = any(getattr(settings, name) is not None for name in ("dataset", "data_dir", "db", "functions", "questions", "split"))
     if named is None:
         if asked:
             raise TaskError(f"{source.path}: has no card that says its task; give --task as well")
@@ -115,7 +115,8 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
     if asked or settings.task is not None:
         where = DataSource(card_data=learned, dataset=settings.dataset, data_dir=settings.data_dir, db=settings.db,
                            functions=settings.functions, questions=settings.questions, limit=settings.limit)  # fmt: skip
-        split = settings.split or ("all" if settings.db is not None else task.validation_split(where))
+        own = settings.db is not None or settings.functions is not None
+        split = settings.split or ("all" if own else task.validation_split(where))
         return Questions(source=where.model_copy(update={"split": split}), origin="the options", **how), ""
     run = _run_source(source.run_dir) if source.run_dir is not None else None
     if run is not None:
@@ -145,7 +146,7 @@ def _run_source(run_dir: Path) -> tuple[DataSource, tuple[str, ...] | None] | No
         return None
     made = run_dir / "questions.jsonl"
     questions, only = settings.get("questions"), None
-    if settings.get("db") and not questions:
+    if (settings.get("db") or settings.get("functions")) and not questions:
         if not made.is_file():
             return None
         questions = str(made)
@@ -158,6 +159,7 @@ def _run_source(run_dir: Path) -> tuple[DataSource, tuple[str, ...] | None] | No
         data_dir=settings.get("data_dir"),
         db=settings.get("db"),
         questions=questions,
+        functions=settings.get("functions"),
         labels=settings.get("labels"),
         split=settings.get("validation_split") or "",
         limit=settings.get("final"),

@@ -164,6 +164,20 @@ def test_the_questions_are_those_of_the_run(source: Path) -> None:
     assert (found.source.split, found.source.limit, found.source.seed) == ("xdev", 4, 3)
 
 
+def test_the_questions_of_a_run_about_functions(tmp_path: Path) -> None:
+    model = make_family("llama3-rope", tmp_path / "run" / "model", num_hidden_layers=1)
+    changes = {"task": "tools", "weights_sha256": sha256_of_weights(model)}
+    CARD.model_copy(update=changes).save(model)
+    (tmp_path / "run" / "config.toml").write_text('task = "tools"\nfunctions = "f.json"\n', encoding="utf-8")
+    assert questions_of(Source.open(model), QuestionSettings())[0] is None, "its questions were never made"
+    (tmp_path / "run" / "questions.jsonl").write_text("")
+    found, _ = questions_of(Source.open(model), QuestionSettings())
+    assert found is not None and found.source.functions == "f.json"
+    assert (found.source.questions, found.source.split) == (tmp_path / "run" / "questions.jsonl", "xdev")
+    found, _ = questions_of(Source.open(model), QuestionSettings(functions="g.json", questions=tmp_path / "q.jsonl"))
+    assert found is not None and (found.source.functions, found.source.split) == ("g.json", "all")
+
+
 def test_the_questions_of_a_card_and_of_nothing(source: Path, tmp_path: Path) -> None:
     from agents.card import DataEntry
     from export.source import Source as Opened

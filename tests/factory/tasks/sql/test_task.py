@@ -26,7 +26,7 @@ def example(task: SqlTask) -> Example:
 
 
 def test_tasks_by_name() -> None:
-    assert isinstance(get_task("sql"), SqlTask) and list(TASKS)[0] == "sql"
+    assert isinstance(get_task("sql"), SqlTask) and next(iter(TASKS)) == "sql"
     with pytest.raises(TaskError, match="unknown task 'sqll'; choose from sql"):
         get_task("sqll")
 
