@@ -36,6 +36,10 @@ class Asked:
     """how sure a completion was, by its log-probabilities; None: their mean"""
     reliability: tuple[tuple[float, float], ...] = ()
     """points of the card that turn this into a probability"""
+    overrule: Callable[[str, Sequence[TokenLogprob]], tuple[str, float] | None] | None = None
+    """(answer, its log-probabilities) -> the answer to give instead and how sure that is, None to keep it"""
+    alternatives: int = 0
+    """other tokens `overrule` needs to know the log-probability of, at every step"""
 
 
 @runtime_checkable

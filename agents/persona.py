@@ -319,7 +319,9 @@ class Persona:
             static=asked.messages[:-1],
             turns=asked.messages[-1:],
             fixed=len(asked.messages) - 1,
-            sampling=self.sampling,
+            sampling=self.sampling.model_copy(update={"logprobs": True, "top_logprobs": asked.alternatives})
+            if asked.alternatives
+            else self.sampling,
             constraint=asked.constraint if asked.constraint and calling.honours(self.model, asked.constraint.kind) else None,
             adapters=self.adapters,
             decode=asked.decode,
@@ -328,6 +330,7 @@ class Persona:
             approve=self._approve,
             confidence=asked.confidence if asked.confidence is not None else mean_probability,
             reliability=asked.reliability,
+            overrule=asked.overrule,
             guards=self._guards,
             budget=self.budget,
             max_rounds=self._max_rounds,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -62,6 +62,8 @@ class Plan:
     """how sure a reply was, by its log-probabilities"""
     reliability: Sequence[tuple[float, float]] = ()
     """points that turn it into a probability"""
+    overrule: Callable[[str, Sequence[TokenLogprob]], tuple[str, float] | None] | None = None
+    """what an artifact's task may say against an answer, see `agents.artifact.Asked`"""
     verify: Constraint | None = None
     """what an answer must satisfy although the model may not have been held to it"""
     guards: tuple[guarding.Guard, ...] = ()
@@ -334,7 +336,7 @@ class PersonaRun:
         plan = self.plan
         if plan.decode is not None:
             try:
-                return plan.decode(text), None
+                return self._kept(plan.decode(text), reply), None
             except Exception as error:
                 if not hasattr(error, "reason") and not isinstance(error, ValueError):
                     raise
@@ -356,6 +358,13 @@ class PersonaRun:
                 problems = problems_of(ToolCall(name="answer", raw=text), error if mended.rungs else first)
                 raise _NotYet(retry_message(problems)) from None
             return output.model_dump_json(), output
+
+    def _kept(self, answer: str, reply: Reply) -> str:
+        """The answer, or what its task says instead; the reliability curve knows nothing of that."""
+        found = self.plan.overrule(answer, reply.logprobs) if self.plan.overrule is not None else None
+        if found is not None:
+            (answer, self.confidence), self.plan = found, replace(self.plan, reliability=())
+        return answer
 
     def _probability(self) -> float | None:
         known = self.confidence is not None and self.plan.reliability

@@ -39,8 +39,8 @@ class Answers:
     """`Evaluation.summary()`"""
 
     def right(self) -> dict[str, bool]:
-        """Question id -> whether its answer is right."""
-        return {prediction.id: prediction.correct for prediction in self.predictions}
+        """Question id -> whether its answer is right, of those that count towards the score."""
+        return {prediction.id: prediction.correct for prediction in self.predictions if prediction.counted}
 
     @property
     def failed(self) -> int:

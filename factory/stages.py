@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatModel, ModelError
 from factory.events import EventLog, Listener
-from factory.predictions import Evaluation, keep_predictions
+from factory.predictions import Evaluation, Prediction, keep_predictions
 from factory.processes import Order, Team
 from factory.rundir import RunDir, default_path, differences
 from factory.settings import Method, Optimizer, SettingsError, StudentSettings
@@ -26,7 +26,6 @@ from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, HasCar
 
 if TYPE_CHECKING:
     from agents.card import Card
-    from factory.confidence import Calibration
     from factory.student import StudentPlan
 
 DRAFTS = 1000
@@ -301,7 +300,7 @@ class Stages:
         """Merge, score on all validation questions, write card, answers, report and model card."""
         from agents.card import sha256_of_weights
         from factory.merge import merge_adapter, name_base
-        from factory.predictions import calibration, write_predictions
+        from factory.predictions import write_predictions
         from factory.report import answered, write_model_card, write_report
 
         run = self.run
@@ -322,7 +321,7 @@ class Stages:
             result = self.score("student", model, examples, self.student.dialect, self.size_bytes(run.model), of)
         write_predictions(run.predictions, result.predictions)
         run.write(run.path / "answers.json", json.dumps(answered(self.task, examples, result.predictions), indent=1, default=str))
-        card = self._card(base, data, teacher, calibration(result.predictions))
+        card = self._card(base, data, teacher, result.predictions)
         card.save(run.model)
         card.save(run.path)
         if self.student.adapter != "none":
@@ -341,10 +340,12 @@ class Stages:
             return self.student.model_id, self.student.revision or None
         return str(base.resolve()), None
 
-    def _card(self, base: Path, data: Data, teacher: str | None, calibrated: Calibration | None) -> Card:
+    def _card(self, base: Path, data: Data, teacher: str | None, predictions: Sequence[Prediction]) -> Card:
         from agents.card import BaseEntry, CalibrationEntry, Card, DataEntry, ScoreEntry, program, sha256_of_weights
         from factory.evaluate import MAX_TOKENS
+        from factory.predictions import calibration
 
+        calibrated = calibration(predictions)
         split = self.validation_split()
         names = set(ScoreEntry.model_fields)
         scores = {
@@ -371,7 +372,7 @@ class Stages:
             calibration_error=None if calibrated is None else calibrated.ece,
             reliability=() if calibrated is None else calibrated.reliability,
             reliability_error=None if calibrated is None else calibrated.reliability_ece,
-            task_data=self.task.card_data(data.train) if isinstance(self.task, HasCardData) else {},
+            task_data=self.task.card_data(data.train, predictions) if isinstance(self.task, HasCardData) else {},
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from agents.artifact import Asked, card_hash
 from agents.card import CalibrationEntry, Card, CardError
 from agents.chat import ToolCall, ToolSpec
 from factory.tasks import get_task
-from factory.tasks.task import Dialect, Example, HasCardData, HasForms, HasSummary, Task, TaskError
+from factory.tasks.task import CanOverrule, Dialect, Example, HasCardData, HasForms, HasSummary, Task, TaskError
 
 DATABASES_KEPT = 64
 NEEDS = {"sql": ("a database", "db=FILE.sqlite"), "route": ("a set of labels", "labels=FILE"),
@@ -31,7 +31,8 @@ def answerer(name: str, card: Card | None = None, **context: Any) -> TaskAnswere
     `context`, for sql: db=FILE.sqlite, or database= an open `Database`, and table=NAME, the one table or view of it that is asked
     about; all may also come with each question. A student that learned questions about single tables (its card says so) is asked
     in that form, about the file's only table or the one named. For route: labels=, a labels file, names, or the name of a set in
-    the card, which alone is enough where it holds one. Raises TaskError for an unknown task or context, CardError for a
+    the card, which alone is enough where it holds one; and false_alarms=0.05, the share of utterances in scope that may be called
+    out of scope (default: whatever is likelier). Raises TaskError for an unknown task or context, CardError for a
     card of a newer version of the task.
     """
     task = get_task(name)
@@ -70,6 +71,8 @@ class TaskAnswerer:
 
     def ask(self, text: str, **variables: Any) -> Asked:
         example = self._example(text, variables)
+        judge = self.task.overrule(example, self.dialect, self.card, {**self.given, **variables}) if isinstance(
+            self.task, CanOverrule) else None  # fmt: skip
         return Asked(
             self.task.messages(example, self.dialect),
             self.task.constraint(example, self.dialect),
@@ -77,6 +80,8 @@ class TaskAnswerer:
             _tool_calls if self.name == "tools" else None,
             confidence=self.task.sure if isinstance(self.task, HasSummary) else None,
             reliability=self.card.reliability if self.card is not None and self.dialect == self.card.dialect else (),
+            overrule=judge,
+            alternatives=self.task.alternatives if judge is not None and isinstance(self.task, CanOverrule) else 0,
         )
 
     def with_tools(self, specs: Sequence[ToolSpec]) -> TaskAnswerer:
@@ -96,7 +101,10 @@ class TaskAnswerer:
     def opened(self, variables: dict[str, Any]) -> Any:
         """What a question is asked about, None when nothing was given; `variables` go before what was bound. Raises TaskError."""
         if isinstance(self.task, HasCardData):
-            return self.task.opened(self.card, {**self.given, **variables})
+            key = (self.dialect, *(sorted((name, repr(value)) for name, value in {**self.given, **variables}.items())))
+            if key not in self._opened:
+                self._keep(key, self.task.opened(self.card, {**self.given, **variables}))
+            return self._opened[key]
         replaced = {"db", "database"} if {"db", "database"} & set(variables) else set()
         variables = {**{k: v for k, v in self.given.items() if k not in replaced}, **variables}
         if self.name == "tools":
@@ -121,9 +129,13 @@ class TaskAnswerer:
             from factory.tasks.sql.one_table import in_form
 
             whole = place if isinstance(place, Database) else Database.from_file(Path(str(place)))
-            found = self._opened[key] = in_form(whole, self.form, variables.get("table"))
-            if len(self._opened) > DATABASES_KEPT:
-                self._opened.popitem(last=False)
+            found = self._keep(key, in_form(whole, self.form, variables.get("table")))
+        return found
+
+    def _keep(self, key: Any, found: Any) -> Any:
+        self._opened[key] = found
+        if len(self._opened) > DATABASES_KEPT:
+            self._opened.popitem(last=False)
         return found
 
     def _toolset(self, variables: dict[str, Any]) -> Any:

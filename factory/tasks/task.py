@@ -6,7 +6,7 @@ Does not: read files or hold prompts; each task lives in its own module and is l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -213,12 +213,26 @@ class HasSummary(Protocol):
 class HasCardData(Protocol):
     """A task that keeps something in its student's card and asks the student with it."""
 
-    def card_data(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """What a student trained on these examples must be asked with, as JSON."""
+    def card_data(self, examples: Sequence[Example], predictions: Sequence[Prediction] = ()) -> dict[str, Any]:
+        """What a student trained on these examples must be asked with, as JSON; `predictions` are those of its final score."""
         ...
 
     def opened(self, card: Card | None, given: Mapping[str, Any]) -> Any:
         """What a persona is asked about (an example's context), from its card and what somebody gave it. Raises TaskError."""
+        ...
+
+
+@runtime_checkable
+class CanOverrule(Protocol):
+    """A task that may answer something else than the model's likeliest text, where somebody asks for that."""
+
+    alternatives: int
+    """other tokens that must be known for it, as in `HasSummary`"""
+
+    def overrule(
+        self, example: Example, dialect: Dialect, card: Card | None, given: Mapping[str, Any]
+    ) -> Callable[[str, Sequence[TokenLogprob]], tuple[str, float] | None] | None:
+        """What judges an answer by its log-probabilities (`agents.artifact.Asked`); None where nothing `given` asks for it."""
         ...
 
 

@@ -251,3 +251,10 @@ def test_a_damaged_file_is_rejected(source: Path, converted: Path, tmp_path: Pat
 def test_a_report_is_json_and_back() -> None:
     report = GateReport(file="a", verdict="kept", sentence="s", source="x", source_sha256="0", parity=parity(past=1.0))
     assert GateReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_what_is_scored_apart_is_not_compared() -> None:
+    """The share of right answers that two files are compared by is that of their scores."""
+    made = (*predictions(3, 4), predictions(1, 1)[0].model_copy(update={"id": "apart", "counted": False}))
+    assert Answers(made).right() == {"0": True, "1": True, "2": True, "3": False}
+    assert summarize(made, "m", "execution", "plain", "greedy, constrained", True).score == 0.75

@@ -53,6 +53,8 @@ def run(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_card_holds_the_labels_and_the_scores(run: Path) -> None:
     card = Card.load(run / "model")
     (labels,) = card.task_data["sets"]
+    inside = sum(p.counted for p in gather(run).predictions)
+    assert set(labels.pop("outside_above")) == {name for name in ("0.01", "0.02", "0.05", "0.1") if float(name) * inside >= 1}
     assert labels == {
         "id": "desk",
         "title": "desk",

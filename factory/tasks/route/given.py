@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 def opened(card: Card | None, given: Mapping[str, Any]) -> LabelSet | None:
     """`given`: labels= the name of a set in the card, a labels file, names (with descriptions) or a `LabelSet`; nothing where the
     card holds one set. None when there is neither. A compact student knows its own sets alone. Raises TaskError."""
-    unknown = set(given) - {"labels"}
+    unknown = set(given) - {"labels", "false_alarms"}
     if unknown:
-        raise TaskError(f"the route task knows no {sorted(unknown)[0]!r}; give labels=, a file or the name of a set in the card")
-    wanted = given.get("labels")
+        raise TaskError(f"the route task knows no {sorted(unknown)[0]!r}; give labels=, a file or the name of a set in the card, "
+                        "and false_alarms=")  # fmt: skip
+    found = _chosen(card, given.get("labels"))
+    if found is not None:
+        edge_of(found, card, given)
+    return found
+
+
+def _chosen(card: Card | None, wanted: Any) -> LabelSet | None:
     sets = from_data(card.task_data, card.name or "the router") if card is not None and card.task_data else ()
     names = ", ".join(one.id for one in sets)
     if wanted is None:
@@ -41,6 +48,20 @@ def opened(card: Card | None, given: Mapping[str, Any]) -> LabelSet | None:
                             f"those of {found.id!r}")  # fmt: skip
         return same
     return found
+
+
+def edge_of(labels: LabelSet, card: Card | None, given: Mapping[str, Any]) -> float | None:
+    """What the measure "outside" must exceed; None where no `false_alarms` is given. Raises TaskError for one the card does not
+    know."""
+    share = given.get("false_alarms")
+    if share is None:
+        return None
+    known = labels.outside_above if card is not None else {}
+    edge = next((value for name, value in known.items() if isinstance(share, int | float) and float(name) == share), None)
+    if edge is None:
+        there = f"choose from {', '.join(known)}" if known else "its card has no thresholds (no out-of-scope validation rows)"
+        raise TaskError(f"false_alarms={share!r}: {there}, or leave it out")
+    return edge
 
 
 def _read(wanted: Any, names: str) -> LabelSet:

@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class LabelSet:
     labels: Mapping[str, str]
     out_of_scope: bool = True
     """whether "none of these" is an answer"""
+    outside_above: Mapping[str, float] = field(default_factory=dict)
+    """share of false alarms ("0.05") -> what `weigh.OUTSIDE` must exceed to call an utterance out of scope, of one student"""
 
     @cached_property
     def words(self) -> dict[str, str]:
@@ -113,7 +115,8 @@ class LabelSet:
 
     def data(self) -> dict[str, Any]:
         """For a card, JSON-ready."""
-        return {"id": self.id, "title": self.title, "labels": dict(self.labels), "out_of_scope": self.out_of_scope}
+        said = {"id": self.id, "title": self.title, "labels": dict(self.labels), "out_of_scope": self.out_of_scope}
+        return said | ({"outside_above": dict(self.outside_above)} if self.outside_above else {})
 
 
 def make_set(id: str, title: str, labels: Mapping[str, str] | Iterable[str], out_of_scope: bool, where: str) -> LabelSet:
@@ -147,11 +150,12 @@ def from_data(data: Mapping[str, Any], where: str) -> tuple[LabelSet, ...]:
     """The label sets of a card's task data; raises TaskError when there are none or they are damaged."""
     try:
         sets = tuple(
-            make_set(str(one["id"]), str(one["title"]), {str(k): str(v) for k, v in one["labels"].items()},
-                     bool(one["out_of_scope"]), where)
+            replace(make_set(str(one["id"]), str(one["title"]), {str(k): str(v) for k, v in one["labels"].items()},
+                             bool(one["out_of_scope"]), where),
+                    outside_above={str(k): float(v) for k, v in one.get("outside_above", {}).items()})
             for one in data["sets"]
         )  # fmt: skip
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TaskError(f"{where}: its card holds no label set ({error!r}); train the router again, or give --labels") from None
     if not sets:
         raise TaskError(f"{where}: its card holds no label set; train the router again, or give --labels")

@@ -29,8 +29,19 @@ _READ = (
     (DOUBT, f"{RECALL}, by doubt alone", f"{AUROC}, by doubt alone", "1 - p(the likeliest label)"),
 )
 NO_ANSWER = "(no label)"
+SHARES = (0.01, 0.02, 0.05, 0.1)
+"""False alarms that a persona may be told to accept."""
 SHOWN = 20
 """Confusions kept."""
+
+
+def thresholds(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Share of false alarms -> what the measure "outside" must exceed, for shares of at least one utterance; {} unless both
+    kinds were measured."""
+    inside = [p.measures[OUTSIDE] for p in predictions if p.counted and OUTSIDE in p.measures]
+    if not inside or not any(OUTSIDE in p.measures for p in predictions if not p.counted):
+        return {}
+    return {f"{share:g}": threshold_at(inside, share) for share in SHARES if share * len(inside) >= 1}
 
 
 def summarize(predictions: Sequence[Prediction], reliability: Reliability = ()) -> Summary:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import Message, TokenLogprob
 from agents.confidence import whole_probability
 from agents.constrain import Constraint
 from factory.tasks.route import sources
-from factory.tasks.route.given import opened
+from factory.tasks.route.given import edge_of, opened
 from factory.tasks.route.labels import OOS_TOKEN, OUT_OF_SCOPE, LabelSet
 from factory.tasks.route.prompt import PROMPT_TOKENS, render_prompt
-from factory.tasks.route.summary import summarize
-from factory.tasks.route.weigh import ALTERNATIVES, weigh
+from factory.tasks.route.summary import summarize, thresholds
+from factory.tasks.route.weigh import ALTERNATIVES, outside, weigh
 from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Reliability, Score, Summary, TaskError, Verdict
 
 if TYPE_CHECKING:
@@ -112,9 +113,19 @@ class RouteTask:
     def summarize(self, predictions: Sequence[Prediction], reliability: Reliability = ()) -> Summary:
         return summarize(predictions, reliability)
 
-    def card_data(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """{"sets": every label set of the examples}."""
-        return {"sets": [labels.data() for labels in dict.fromkeys(_labels(example) for example in examples)]}
+    def card_data(self, examples: Sequence[Example], predictions: Sequence[Prediction] = ()) -> dict[str, Any]:
+        """{"sets": every label set of the examples, with the thresholds that the predictions give}."""
+        sets = dict.fromkeys(_labels(example) for example in examples)
+        own = {one: [p for p in predictions if p.context_id == one.id] for one in sets}
+        return {"sets": [replace(one, outside_above=thresholds(found)).data() for one, found in own.items()]}
+
+    def overrule(
+        self, example: Example, dialect: Dialect, card: Card | None, given: Mapping[str, Any]
+    ) -> Callable[[str, Sequence[TokenLogprob]], tuple[str, float] | None] | None:
+        """With false_alarms= given: out of scope, where that is likely enough by the card's threshold."""
+        labels = _labels(example)
+        edge = edge_of(labels, card, given)
+        return None if edge is None else lambda answer, logprobs: outside(labels, dialect, answer, logprobs, edge)
 
     def opened(self, card: Card | None, given: Mapping[str, Any]) -> LabelSet | None:
         return opened(card, given)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from agents.choose import Token, probabilities_of
+from agents.chat import TokenLogprob
+from agents.choose import Token, probabilities_of, tokens_of
 from factory.tasks.route.labels import OUT_OF_SCOPE, LabelSet
 from factory.tasks.task import Dialect
 
@@ -43,6 +44,24 @@ def weigh(labels: LabelSet, dialect: Dialect, answer: str, walk: Sequence[Token]
     outside = found.get(OUT_OF_SCOPE)
     ratio = doubt if outside is None else outside / (outside + best) if outside + best > 0 else 0.0
     return {"confidence": confidence, OUTSIDE: ratio, DOUBT: doubt}
+
+
+def outside(
+    labels: LabelSet, dialect: Dialect, answer: str, logprobs: Sequence[TokenLogprob], edge: float
+) -> tuple[str, float] | None:
+    """(answer, how sure) by the rule "out of scope where `OUTSIDE` is above `edge`, else the likeliest label in scope", where
+    that is not the answer given; None where it is, or where too little is known."""
+    walk = tokens_of(None, logprobs)
+    measured = weigh(labels, dialect, answer, walk).get(OUTSIDE)
+    if measured is None:
+        return None
+    if measured > edge:
+        return (OUT_OF_SCOPE, measured) if answer != OUT_OF_SCOPE else None
+    if answer != OUT_OF_SCOPE:
+        return None
+    found = probabilities(labels, dialect, answer, walk) or {}
+    best = max((label for label in found if label != OUT_OF_SCOPE), key=lambda label: found[label])
+    return best, found[best]
 
 
 def probabilities(labels: LabelSet, dialect: Dialect, answer: str, walk: Sequence[Token]) -> Mapping[str, float] | None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.card import BaseEntry, Card
 from agents.chat import Reply, TokenLogprob
 from agents.choose import tokens_of
+from agents.models.scripted import Scripted
+from agents.persona import Persona
 from factory.evaluate import evaluate
 from factory.predictions import Prediction, calibration
 from factory.tasks import get_task
 from factory.tasks.route import summary as figures
 from factory.tasks.route.labels import OUT_OF_SCOPE, make_set
 from factory.tasks.route.summary import summarize
-from factory.tasks.route.weigh import probabilities, weigh
+from factory.tasks.route.weigh import outside, probabilities, weigh
+from factory.tasks.runtime import answerer
 from factory.tasks.task import Example, TaskError
 from tests.agents.conftest import llama as llama
 from tests.agents.conftest import model_dir as model_dir
@@ -150,3 +156,60 @@ def test_constant_scores_tell_nothing() -> None:
     assert found[figures.RECALL].value == 0.0
     assert found[figures.AUROC].value == 0.5
     assert figures.RECALL not in summarize([prediction(0, 0.5, True)]).figures
+
+
+def test_thresholds_let_through_what_they_say() -> None:
+    dice = random.Random(5)
+    inside = [dice.random() for _ in range(300)]
+    predictions = [prediction(i, s, True) for i, s in enumerate(inside)]
+    assert figures.thresholds(predictions) == {}  # nothing out of scope was measured
+    found = figures.thresholds([*predictions, prediction(-1, 0.9, False)])
+    for name, edge in found.items():
+        assert sum(s > edge for s in inside) == int(float(name) * 300)
+
+
+def logprobs(*steps: tuple[str, dict[str, float]]) -> list[TokenLogprob]:
+    """Tokens written, each with the probabilities of all that were allowed there."""
+    return [TokenLogprob(token=taken, logprob=math.log(allowed[taken]),
+                         top=tuple((None, text, math.log(p)) for text, p in allowed.items()))
+            for taken, allowed in steps]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("taken", "edge", "said"),
+    [
+        (" sales", 0.3, None),  # 0.2 / (0.2 + 0.5) = 0.286
+        (" sales", 0.25, (OUT_OF_SCOPE, 0.2 / 0.7)),
+        ("<oos>", 0.25, None),
+        ("<oos>", 0.3, ("sales", 0.5)),
+    ],
+)
+def test_the_rule_overrules_what_it_must(taken: str, edge: float, said) -> None:
+    allowed = {" sales": 0.5, " billing": 0.3, "<oos>": 0.2}
+    answer = LABELS.decode(taken, "compact")
+    found = outside(LABELS, "compact", answer, logprobs((taken, allowed)), edge)
+    assert found == (None if said is None else (said[0], pytest.approx(said[1])))
+    assert outside(LABELS, "compact", answer, [TokenLogprob(token=taken, logprob=-0.1)], edge) is None
+
+
+def test_a_persona_may_be_told_how_many_false_alarms_are_fine(tmp_path: Path) -> None:
+    measured = [*(prediction(i, i / 100, True) for i in range(100)), prediction(-1, 0.9, False)]
+    data = TASK.card_data(questions(1), [p.model_copy(update={"context_id": "desk"}) for p in measured])
+    assert data["sets"][0]["outside_above"]["0.05"] == pytest.approx(0.94)
+    data["sets"][0]["outside_above"]["0.1"] = 0.25
+    card = Card(task="route", task_version=1, dialect="compact", prompt_template="route/compact/1", constraint="lark",
+                parser="route/compact", base=BaseEntry(id="scratch:tiny"), created_by="penknife", task_data=data,
+                reliability=((0.2, 0.1), (0.8, 0.7)))  # fmt: skip
+    card.save(tmp_path)
+    reply = Reply(text=" sales", logprobs=tuple(logprobs((" sales", {" sales": 0.5, " billing": 0.3, "<oos>": 0.2}))))
+    model = Scripted([reply], repeat=True)
+    usual = Persona.from_artifact(tmp_path, model=model, task=answerer)("sing")
+    bound = Persona.from_artifact(tmp_path, model=model, task=answerer).task
+    assert bound.ask("a").constraint is bound.ask("b").constraint  # read from the card once
+    assert (usual.text, usual.confidence, usual.probability) == ("sales", pytest.approx(0.5), pytest.approx(0.4))
+    assert model.requests[-1].sampling.top_logprobs == 0
+    strict = Persona.from_artifact(tmp_path, model=model, task=answerer, false_alarms=0.1)("sing")
+    assert (strict.text, strict.confidence, strict.probability) == (OUT_OF_SCOPE, pytest.approx(0.2 / 0.7), None)
+    assert model.requests[-1].sampling.top_logprobs == TASK.alternatives
+    with pytest.raises(TaskError, match=r"false_alarms=0\.3: choose from 0\.01, 0\.02, 0\.05, 0\.1"):
+        Persona.from_artifact(tmp_path, model=model, task=answerer, false_alarms=0.3)

@@ -26,8 +26,8 @@ def example(task: SqlTask) -> Example:
 
 
 def test_tasks_by_name() -> None:
-    assert isinstance(get_task("sql"), SqlTask) and next(iter(TASKS)) == "sql"
-    with pytest.raises(TaskError, match="unknown task 'sqll'; choose from sql"):
+    assert isinstance(get_task("sql"), SqlTask) and {"sql", "route"} <= set(TASKS)
+    with pytest.raises(TaskError, match=r"unknown task 'sqll'; choose from .*sql"):
         get_task("sqll")
 
 
