@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import streamlit as st
 
 from agents.trace import Trace
@@ -20,7 +23,7 @@ def show_why(talk: Talk, turn: Turn, setup: Setup) -> None:
         _fork(talk, turn, setup)
 
 
-def draw(mermaid: str, events: list) -> None:
+def draw(mermaid: str, events: Sequence[Any]) -> None:
     """The graph, and the same in words for those who do not see it."""
     if not mermaid and not events:
         st.caption("Opening the model …")
@@ -32,7 +35,7 @@ def draw(mermaid: str, events: list) -> None:
         st.caption(f"Way taken: {view.escaped(way)}")
 
 
-def show_events(events: list, key: str) -> None:
+def show_events(events: Sequence[Any], key: str) -> None:
     """What happened, in tabs."""
     if not events:
         return

@@ -125,9 +125,11 @@ class _Costs:
 
         logits = self.model(input_ids=ids, use_cache=False).logits.float()
         with torch.no_grad():
-            drawn = torch.distributions.Categorical(logits=logits).sample()
+            untyped: Any = torch.distributions.Categorical(logits=logits)
+            drawn = untyped.sample()
         chosen = torch.log_softmax(logits, dim=-1).gather(-1, drawn[..., None]).sum()
-        chosen.backward()
+        loss: Any = chosen
+        loss.backward()
         for name, dots in self._dots.items():
             self.squares[name] = self.squares.get(name, 0.0) + float((dots.double() ** 2).sum())
         self._dots.clear()
@@ -142,10 +144,11 @@ class _Costs:
 
     def _lookup(self, name: str | None) -> Callable[[Any, Any, Tensor], Tensor]:
         def hook(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
-            looked_up = output.detach().requires_grad_()  # the only leaf: weights are frozen
+            looked_up: Any = output.detach().requires_grad_()  # the only leaf: weights are frozen
             if name is not None:
                 looked_up.register_hook(self._record(name, rounded(output) - output))
-            return looked_up
+            kept: Tensor = looked_up
+            return kept
 
         return hook
 
@@ -157,7 +160,8 @@ class _Costs:
                 given = inputs[0].detach()
                 weight = _weight(module)
                 change = rounded(given) @ rounded(weight).T - given @ weight.T
-            output.register_hook(self._record(name, change))
+            hooked: Any = output
+            hooked.register_hook(self._record(name, change))
 
         return hook
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from factory.events import EventLog
 from factory.recipe import Recipe, TaskPart, TextPart
 from factory.tasks import get_task
-from factory.tasks.task import AnswerError, DatasetCard, DataSource, Example, HasVariants, Task, TaskError
+from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, HasVariants, Task, TaskError
 
 if TYPE_CHECKING:
     from factory.dataset import TokenRows
 
-DIALECT = "compact"
+DIALECT: Dialect = "compact"
 END_OF_DOCUMENT = "<|endoftext|>"
 
 
@@ -55,7 +55,8 @@ def _read(part: TaskPart, task: Task, seed: int, data_dir: Path | None) -> Part:
     directory = data_dir / part.folder if data_dir is not None and part.folder is not None else None
     source = DataSource(dataset=part.dataset, data_dir=directory, split=part.split, limit=part.examples, seed=seed)
     train, card = task.load(source)
-    cards, validation, others = [card], [], task.others(source.model_copy(update={"limit": None}))
+    cards, others = [card], task.others(source.model_copy(update={"limit": None}))
+    validation: list[Example] = []
     split = task.validation_split(source)
     if part.judged:
         validation, held = task.load(source.model_copy(update={"split": split, "limit": None}))

@@ -162,7 +162,7 @@ def learn(
     def score(directory: Path) -> float:
         scores = judge(directory, parts, recipe.seed)
         events.emit("metric", stage="judge", **{name: round(entry["score"], 4) for name, entry in scores.items()})
-        return sum(entry["score"] for entry in scores.values()) / len(scores)
+        return sum(float(entry["score"]) for entry in scores.values()) / len(scores)
 
     judged = any(part.recipe.judged for part in parts)
     return train(job, events, score if judged else None)

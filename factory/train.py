@@ -181,7 +181,8 @@ def _on_policy(job: TrainJob, tokenizer: Any) -> tuple[Durable, int, dict[str, i
     from factory.onpolicy import OnPolicyTrainer, check_teacher, prompts
 
     teacher = check_teacher(job.teacher, tokenizer)
-    rows, dropped = prompts(job.rows, tokenizer, job.max_length - job.max_new_tokens)
+    texts: Any = job.rows
+    rows, dropped = prompts(texts, tokenizer, job.max_length - job.max_new_tokens)
     model = open_model_for_training(job.base_dir, job.adapter, job.rank, job.seed)
     args = training_arguments(job, model)
     return OnPolicyTrainer.build(model, teacher, args, rows, tokenizer, job.divergence, job.max_new_tokens), len(rows), dropped

@@ -56,7 +56,8 @@ with more.popover("Graph and options", width="stretch"):
             view.took_upload(sent, own / "uploads", "database")
 if table and not artifact.single_table:
     st.caption("This model reads all tables at once; the chosen table is a hint it is narrowed to.")
-setup = Setup(artifact, database, table, approve, larger, graph, *(blades if graph == "blades" else (None, None)))
+route, tools = blades if blades and graph == "blades" else (None, None)
+setup = Setup(artifact, database, table, approve, larger, "blades" if graph == "blades" else "analyst", route, tools)
 view.warm(setup)
 
 # --- the conversation

@@ -101,7 +101,7 @@ class TaskAnswerer:
     def opened(self, variables: dict[str, Any]) -> Any:
         """What a question is asked about, None when nothing was given; `variables` go before what was bound. Raises TaskError."""
         if isinstance(self.task, HasCardData):
-            key = (self.dialect, *(sorted((name, repr(value)) for name, value in {**self.given, **variables}.items())))
+            key: Any = (self.dialect, *(sorted((name, repr(value)) for name, value in {**self.given, **variables}.items())))
             if key not in self._opened:
                 self._keep(key, self.task.opened(self.card, {**self.given, **variables}))
             return self._opened[key]
