@@ -101,10 +101,9 @@ class TaskAnswerer:
     def opened(self, variables: dict[str, Any]) -> Any:
         """What a question is asked about, None when nothing was given; `variables` go before what was bound. Raises TaskError."""
         if isinstance(self.task, HasCardData):
-            key: Any = (self.dialect, *(sorted((name, repr(value)) for name, value in {**self.given, **variables}.items())))
-            if key not in self._opened:
-                self._keep(key, self.task.opened(self.card, {**self.given, **variables}))
-            return self._opened[key]
+            given = {**self.given, **variables}
+            known = (self.dialect, *(sorted((name, repr(value)) for name, value in given.items())))
+            return self._opened[known] if known in self._opened else self._keep(known, self.task.opened(self.card, given))
         replaced = {"db", "database"} if {"db", "database"} & set(variables) else set()
         variables = {**{k: v for k, v in self.given.items() if k not in replaced}, **variables}
         if self.name == "tools":
