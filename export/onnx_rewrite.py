@@ -70,9 +70,7 @@ def rewrite(
     head = _head(model.graph, matrices)
     if head is not None:
         _keep_last(model.graph, head)
-    layers = 1 + max(
-        (int(found[1]) for node in matrices if (found := SENSITIVE.search(_label(node, matrices[node])))), default=-1
-    )
+    layers = 1 + max((int(found[1]) for use in matrices.values() if (found := SENSITIVE.search(_label(use)))), default=-1)
     written = _Writer(out)
     result = _Result()
     tables = {use.name: use for use in _embeddings(model.graph, tensors)}
@@ -81,7 +79,7 @@ def rewrite(
         if precision == "fp32":
             result.count(use.name, math.prod(use.shape), 32, 4 * math.prod(use.shape))
             continue
-        bits = 8 if precision == "int8" or use.node is head or shared is not None else _bits(_label(use.key, use), layers)
+        bits = 8 if precision == "int8" or use.node is head or shared is not None else _bits(_label(use), layers)
         matrix = tensors.read(use.name)
         blocks = quantize(matrix if use.turned else matrix.T, bits, _block(precision, use.shape[0]))
         _to_nbits(use, blocks, written)
@@ -110,6 +108,8 @@ def rewrite(
     model.graph.initializer.extend(written.made)
     written.close()
     _need_contrib(model)
+    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        del part.metadata_props[:]  # torch.onnx notes stack traces there, with this machine's paths
     (out / FILE).write_bytes(model.SerializeToString())
     return Rewritten(
         bytes=(out / FILE).stat().st_size + (out / DATA).stat().st_size,
@@ -312,8 +312,10 @@ def _set_windows(graph: Any, windows: Mapping[int, int]) -> None:
                 attribute.i = 0
 
 
-def _label(key: Any, use: _Use) -> str:
-    return f"{use.node.name} {use.name}"
+def _label(use: _Use) -> str:
+    """Where in the model a product is: the builder names its nodes so, torch.onnx notes the modules a node comes from."""
+    scopes = " ".join(entry.value for entry in use.node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes")
+    return f"{use.node.name} {use.name} {scopes}"
 
 
 def _bits(label: str, layers: int) -> int:

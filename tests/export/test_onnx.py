@@ -170,6 +170,22 @@ def test_every_family_is_its_source(kind, tmp_path):
     assert distance(model, eight.path, some_ids(200))[0] < 5e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["smollm3", "gemma3"])
+def test_a_traced_graph_keeps_the_same_matrices_in_8_bits_and_no_path(kind, tmp_path):
+    """The first layer's value and down projections are among them; torch.onnx's own names say nothing."""
+    import onnx
+
+    model = make_family(kind, tmp_path / "model", max_position_embeddings=1024)
+    made = export(model, precision="int4", gate=False)
+    graph = onnx.load(made.path / "model.onnx", load_external_data=False).graph
+    bits = [next(a.i for a in node.attribute if a.name == "bits") for node in graph.node if node.op_type == "MatMulNBits"]
+    assert bits[2] == bits[6] == bits[-1] == 8  # value, down, head
+    assert bits[0] == bits[1] == bits[3] == 4
+    assert not any(node.metadata_props for node in graph.node)
+    assert str(model).encode() not in (made.path / "model.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("columns", [32, 96, 100])
 def test_rounding_is_half_a_step_at_most(bits, columns):
