@@ -1,4 +1,4 @@
-"""The app's five pages. Run: `streamlit run app/main.py`.
+"""The app's pages. Run: `streamlit run app/main.py`.
 
 Does: navigation. Streamlit reads this file twice: as a module once, for its server (`app.access` may refuse to start it), and as
 a script for each page it shows.
@@ -21,12 +21,10 @@ if __name__ == "__main__":
 
     st.set_page_config(page_title="Penknife", page_icon=str(HERE / "data" / "icon.png"), layout="wide")
     view.style()
-    ask, make, compare, personas, runs = (str(HERE / "pages" / f"{name}.py") for name in view.PAGES)
+    ask, personas, runs = (str(HERE / "pages" / f"{name}.py") for name in view.PAGES)
     st.navigation(
         [
             st.Page(ask, title="Ask", icon=":material/forum:", default=True),
-            st.Page(make, title="Make", icon=":material/model_training:"),
-            st.Page(compare, title="Compare", icon=":material/difference:"),
             st.Page(personas, title="Personas", icon=":material/person_edit:"),
             st.Page(runs, title="Runs", icon=":material/history:"),
         ],

@@ -18,7 +18,7 @@ from app.charts import Chart
 from app.picture import DARK, LIGHT, Colors
 from app.wiring import Setup, Workshop
 
-PAGES = ("ask", "make", "compare", "personas", "runs")
+PAGES = ("ask", "personas", "runs")
 _STYLE = """<style>
   .block-container { padding-top: 3.5rem; padding-bottom: 3rem; max-width: 84rem; }
   h1 { font-size: 1.7rem !important; padding-bottom: 0.2rem !important; }

@@ -1,5 +1,0 @@
-"""To come."""
-
-import streamlit as st
-
-st.title("Compare", anchor=False)
