@@ -27,7 +27,8 @@ from agents.chat import Adapter, ChatModel, Message, Sampling, ToolCall, ToolSpe
 from agents.confidence import mean_probability
 from agents.constrain import Constraint
 from agents.events import Warned, emit
-from agents.persona_loop import PersonaRun, Plan
+from agents.persona_loop import PersonaRun
+from agents.persona_plan import Plan
 from agents.template import Template
 from agents.tool_runs import needs_somebody
 from agents.tools import PersonaError, Tool, ToolResult, tools_of
@@ -93,8 +94,7 @@ class Persona:
         self._by_name = {tool.name: tool for tool in self.tools}
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self.tools)
         self.routes = tuple(routes)
-        bound = getattr(task, "with_tools", None)
-        self.task: Answerer | None = task if bound is None or not self.specs else bound(self.specs)
+        self.task: Answerer | None = task.with_tools(self.specs) if self.specs and hasattr(task, "with_tools") else task
         self.output, self.budget, self.sampling = output, budget, sampling
         self._schema = calling.schema_of(output) if output is not None else None
         self._inputs, self._guards = guarding.split(guards, name)
@@ -198,15 +198,10 @@ class Persona:
             return str(self(question))
 
         spec = ToolSpec(
-            name=self.name,
-            description=self.description or self.prompt,
-            parameters={
-                "type": "object",
-                "properties": {"question": {"type": "string"}},
-                "required": ["question"],
-                "additionalProperties": False,
-            },
-        )
+            name=self.name, description=self.description or self.prompt,
+            parameters={"type": "object", "properties": {"question": {"type": "string"}}, "required": ["question"],
+                        "additionalProperties": False},
+        )  # fmt: skip
         return Tool(spec, ask, dict)
 
     @classmethod
@@ -214,9 +209,8 @@ class Persona:
         """A persona from a trained file or directory: prompt, constraint, parser, stops from its card. See `agents.artifact`.
 
         `context`: what its task answers about, and settings of Persona. For sql: db="FILE.sqlite" (read-only), and table="NAME",
-        the one table or view that is meant; a model that learned questions about single tables (WikiSQL's) is asked in that form
-        and needs it where the file has several. Both may come with a question instead: persona(text, db=…, table=…). For tools:
-        functions=[…] answers with calls as JSON; tools=[…] instead has them run, and answers with their results.
+        which a model of single tables needs where the file has several; both may come with a question instead. For tools:
+        functions=[…] answers with calls as JSON, tools=[…] has them run and answers with their results.
         """
         from agents.artifact import open_artifact
 

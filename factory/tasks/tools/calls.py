@@ -89,7 +89,7 @@ def typed(argument: Argument, value: Any, today: dt.date | None) -> Any:
     if argument.kind == "boolean" and text is not None:
         return {"true": True, "false": False, "yes": True, "no": False}.get(text.strip().lower(), value)
     if argument.kind in ("date", "time") and text is not None:
-        return moments.read(text, argument.kind, today) or text  # type: ignore[arg-type]
+        return moments.read(text, argument.kind, today) or text
     if argument.kind == "choice" and text is not None:
         return next((choice for choice in argument.choices if spaced(choice) == spaced(text)), text)
     return value

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agents.calling import call_schema
@@ -37,14 +37,12 @@ def answer_schema(toolset: Toolset) -> dict[str, Any]:
     items = []
     for i, function in enumerate(toolset.functions):
         own = _clocked(call_schema(function.spec, MAX_CHARS))
-        for word in ("$defs", "definitions"):
-            for name, schema in own.pop(word, {}).items():
-                shared[f"f{i}_{name}"] = schema
-                own = _moved(own, f"#/{word}/{name}", f"#/$defs/f{i}_{name}")
-                shared = _moved(shared, f"#/{word}/{name}", f"#/$defs/f{i}_{name}")
-        items.append(own)
-    schema: dict[str, Any] = {"type": "array", "items": items[0] if len(items) == 1 else {"anyOf": items}, "maxItems": MAX_CALLS}
-    return schema | ({"$defs": shared} if shared else {})
+        defined = {(word, name): one for word in ("$defs", "definitions") for name, one in own.pop(word, {}).items()}
+        moves = {f"#/{word}/{name}": f"#/$defs/f{i}_{name}" for word, name in defined}
+        shared |= {f"f{i}_{name}": _moved(one, moves) for (_, name), one in defined.items()}
+        items.append(_moved(own, moves))
+    calls = items[0] if len(items) == 1 else {"anyOf": items}
+    return {"type": "array", "items": calls, "maxItems": MAX_CALLS, **({"$defs": shared} if shared else {})}
 
 
 def _clocked(schema: Any) -> Any:
@@ -58,12 +56,13 @@ def _clocked(schema: Any) -> Any:
     return {k: _clocked(v) for k, v in schema.items()}
 
 
-def _moved(schema: Any, old: str, new: str) -> Any:
+def _moved(schema: Any, moves: Mapping[str, str]) -> Any:
+    """The schema with its references following their definitions."""
     if isinstance(schema, list):
-        return [_moved(one, old, new) for one in schema]
+        return [_moved(one, moves) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    return {k: new if k == "$ref" and v == old else _moved(v, old, new) for k, v in schema.items()}
+    return {k: moves.get(v, v) if k == "$ref" else _moved(v, moves) for k, v in schema.items()}
 
 
 def compact(view: View) -> Constraint:

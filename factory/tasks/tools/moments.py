@@ -63,7 +63,7 @@ _PATTERNS: list[tuple[Literal["date", "time", "number"], re.Pattern[str]]] = [
     *(("date", re.compile(p, re.IGNORECASE)) for p in _DATES),
     *(("time", re.compile(p, re.IGNORECASE)) for p in _TIMES),
     *(("number", re.compile(p, re.IGNORECASE)) for p in _NUMBERS),
-]  # type: ignore[list-item]
+]
 
 
 @dataclass(frozen=True)

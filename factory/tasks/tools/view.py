@@ -151,7 +151,7 @@ class View:
             if len(latest) < MAX_VALUES or span.key in latest:
                 text = self.turns[self.pieces[p].turn].text[span.start : span.end]
                 latest[span.key] = latest.pop(span.key, (span, text))
-        first = {}
+        first: dict[tuple[str, str], int] = {}
         for n, (_, _, span) in enumerate(self._placed):
             first.setdefault(span.key, n)
         return tuple(latest[key] for key in sorted(latest, key=lambda key: first[key]))

@@ -214,6 +214,28 @@ def test_lists_have_no_compact_form_and_are_counted_as_such() -> None:
     assert accepts(TASK.constraint(made, "plain"), TASK.encode(made, made.reference, "plain"))
 
 
+def test_definitions_of_two_functions_do_not_mix_in_the_plain_grammar() -> None:
+    from agents.chat import ToolSpec
+
+    def schema(*words: str) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/Outer"}},
+            "required": ["a"],
+            "$defs": {
+                "Word": {"enum": list(words)},
+                "Outer": {"type": "object", "properties": {"w": {"$ref": "#/$defs/Word"}}, "required": ["w"]},
+            },
+        }
+
+    specs = [ToolSpec(name=name, description="", parameters=schema(*words)) for name, words in (("f", "xy"), ("g", "z"))]
+    toolset = Toolset("t", tuple(map(from_spec, specs)), TODAY)
+    made = Example("q", "x", toolset, "t", "[]")
+    for name, word, right in (("f", "x", True), ("f", "z", False), ("g", "z", True), ("g", "y", False)):
+        text = json.dumps([{"name": name, "arguments": {"a": {"w": word}}}], separators=(",", ":"))
+        assert accepts(TASK.constraint(made, "plain"), text) is right
+
+
 def test_special_tokens_cover_prompts_and_completions() -> None:
     import re
 
