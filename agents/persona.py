@@ -94,7 +94,8 @@ class Persona:
         self._by_name = {tool.name: tool for tool in self.tools}
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self.tools)
         self.routes = tuple(routes)
-        self.task: Answerer | None = task.with_tools(self.specs) if self.specs and hasattr(task, "with_tools") else task
+        widened = self.specs and task is not None and hasattr(task, "with_tools")
+        self.task: Answerer | None = task.with_tools(self.specs) if widened and task is not None else task
         self.output, self.budget, self.sampling = output, budget, sampling
         self._schema = calling.schema_of(output) if output is not None else None
         self._inputs, self._guards = guarding.split(guards, name)
