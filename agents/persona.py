@@ -36,7 +36,7 @@ from agents.tools import PersonaError, Tool, ToolResult, tools_of
 if TYPE_CHECKING:
     import asyncio
 
-    from agents.artifact import Answerer
+    from agents.artifact import Answerer, CallsTools
     from agents.cascade import Cascade
     from agents.route import Choice
 
@@ -94,8 +94,7 @@ class Persona:
         self._by_name = {tool.name: tool for tool in self.tools}
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self.tools)
         self.routes = tuple(routes)
-        widened = self.specs and task is not None and hasattr(task, "with_tools")
-        self.task: Answerer | None = task.with_tools(self.specs) if widened and task is not None else task
+        self.task: Answerer | None = task.with_tools(self.specs) if self.specs and isinstance(task, CallsTools) else task
         self.output, self.budget, self.sampling = output, budget, sampling
         self._schema = calling.schema_of(output) if output is not None else None
         self._inputs, self._guards = guarding.split(guards, name)
