@@ -24,7 +24,8 @@ from app.places import inside
 
 TOOLS = {"calculator": "agents.toolbox.calculator:calculate"}
 """What the form offers -> where it is imported from."""
-CONSTRAINTS = ("none", "one of", "pattern", "JSON schema")
+Held = Literal["none", "one of", "pattern", "JSON schema"]
+CONSTRAINTS: tuple[Held, ...] = ("none", "one of", "pattern", "JSON schema")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Draft:
     model: str = ""
     description: str = ""
     tools: tuple[str, ...] = ()
-    constraint: Literal["none", "one of", "pattern", "JSON schema"] = "none"
+    constraint: Held = "none"
     held_to: str = ""
     adapter: str = ""
     ms: float | None = None

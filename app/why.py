@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
+from agents import events as ev
 from agents.trace import Trace
 from app import picture, timeline, view
 from app.talk import Talk
@@ -20,7 +23,7 @@ def show_why(talk: Talk, turn: Turn, setup: Setup) -> None:
         _fork(talk, turn, setup)
 
 
-def draw(mermaid: str, events: list) -> None:
+def draw(mermaid: str, events: Sequence[ev.Event]) -> None:
     """The graph, and the same in words for those who do not see it."""
     if not mermaid and not events:
         st.caption("Opening the model …")
@@ -32,7 +35,7 @@ def draw(mermaid: str, events: list) -> None:
         st.caption(f"Way taken: {view.escaped(way)}")
 
 
-def show_events(events: list, key: str) -> None:
+def show_events(events: Sequence[ev.Event], key: str) -> None:
     """What happened, in tabs."""
     if not events:
         return
