@@ -24,8 +24,8 @@ from app.places import inside
 
 TOOLS = {"calculator": "agents.toolbox.calculator:calculate"}
 """What the form offers -> where it is imported from."""
-HeldTo = Literal["none", "one of", "pattern", "JSON schema"]
-CONSTRAINTS: tuple[HeldTo, ...] = ("none", "one of", "pattern", "JSON schema")
+Held = Literal["none", "one of", "pattern", "JSON schema"]
+CONSTRAINTS: tuple[Held, ...] = ("none", "one of", "pattern", "JSON schema")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Draft:
     model: str = ""
     description: str = ""
     tools: tuple[str, ...] = ()
-    constraint: HeldTo = "none"
+    constraint: Held = "none"
     held_to: str = ""
     adapter: str = ""
     ms: float | None = None

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agents.events import Event, RunEnded
 from agents.graph import AgentGraph
 from agents.route import GraphError
 from agents.trace import Trace
 from app.artifacts import Artifact
-from app.wiring import Setup
+from app.wiring import GraphName, Setup
 
 SHOWN = 500
 
@@ -108,7 +108,7 @@ def setup_of(about: dict[str, Any], artifacts: Sequence[Artifact]) -> Setup:
     if not database.is_file():
         raise GraphError(f"its database {database.name} is not there any more, so the run cannot be set up again")
     larger, route, tools = (by_path.get(str(about.get(name))) for name in ("larger", "route", "tools"))
-    graph: Literal["analyst", "blades"] = "blades" if about.get("graph") == "blades" else "analyst"
+    graph: GraphName = "blades" if about.get("graph") == "blades" else "analyst"
     return Setup(chosen, database, str(about.get("table", "")), bool(about.get("approve")), larger, graph, route, tools)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import streamlit as st
 
+from agents import events as ev
 from agents.trace import Trace
 from app import picture, timeline, view
 from app.talk import Talk
@@ -23,7 +23,7 @@ def show_why(talk: Talk, turn: Turn, setup: Setup) -> None:
         _fork(talk, turn, setup)
 
 
-def draw(mermaid: str, events: Sequence[Any]) -> None:
+def draw(mermaid: str, events: Sequence[ev.Event]) -> None:
     """The graph, and the same in words for those who do not see it."""
     if not mermaid and not events:
         st.caption("Opening the model …")
@@ -35,7 +35,7 @@ def draw(mermaid: str, events: Sequence[Any]) -> None:
         st.caption(f"Way taken: {view.escaped(way)}")
 
 
-def show_events(events: Sequence[Any], key: str) -> None:
+def show_events(events: Sequence[ev.Event], key: str) -> None:
     """What happened, in tabs."""
     if not events:
         return

@@ -35,6 +35,7 @@ BUNDLED_QUESTIONS = (
 )
 MODELS, GRAPHS, STORES = 8, 64, 64
 T = TypeVar("T")
+GraphName = Literal["analyst", "blades"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Setup:
     table: str = ""
     approve: bool = False
     larger: Artifact | None = None
-    graph: Literal["analyst", "blades"] = "analyst"
+    graph: GraphName = "analyst"
     route: Artifact | None = None
     tools: Artifact | None = None
 

@@ -8,7 +8,7 @@ from app.feedback import FeedbackError
 from app.talk import NAMES, Talk, TalkError
 from app.turns import SAID
 from app.why import show_why
-from app.wiring import BUNDLED, BUNDLED_QUESTIONS, Setup
+from app.wiring import BUNDLED, BUNDLED_QUESTIONS, GraphName, Setup
 
 view.head("Ask", "A question goes through a graph of small models; beside the answer stands how it came about.")
 own = view.own_dir()
@@ -39,7 +39,8 @@ database = about.selectbox("Database", list(databases), format_func=databases.__
 artifact = model.selectbox("Model", models, format_func=lambda one: one.label, key="artifact")
 with more.popover("Graph and options", width="stretch"):
     blades = artifacts.three_blades(found)
-    graph = st.radio("Graph", ["analyst", *(["blades"] if blades else [])], format_func=NAMES.__getitem__, key="graph")
+    graphs: list[GraphName] = ["analyst", "blades"] if blades else ["analyst"]
+    graph = st.radio("Graph", graphs, format_func=NAMES.__getitem__, key="graph") or "analyst"
     if not blades:
         st.caption("The three-blade graph (route → SQL or tools) appears here once a route, an sql and a tools model exist.")
     tables = ["", *view.tables_of(database)]
@@ -57,7 +58,7 @@ with more.popover("Graph and options", width="stretch"):
 if table and not artifact.single_table:
     st.caption("This model reads all tables at once; the chosen table is a hint it is narrowed to.")
 route, tools = blades if blades and graph == "blades" else (None, None)
-setup = Setup(artifact, database, table, approve, larger, "blades" if graph == "blades" else "analyst", route, tools)
+setup = Setup(artifact, database, table, approve, larger, graph, route, tools)
 view.warm(setup)
 
 # --- the conversation

@@ -4,7 +4,7 @@ import streamlit as st
 
 from agents.tools import PersonaError
 from app import artifacts, persona_form, places, view
-from app.persona_form import CONSTRAINTS, TOOLS, Draft
+from app.persona_form import CONSTRAINTS, TOOLS, Draft, Held
 from app.places import PlaceError
 from app.tryout import Tryout
 from app.turns import SAID
@@ -43,7 +43,7 @@ with form:
     at = list(specs).index(begin.model) if begin.model in specs else 0
     model = st.selectbox("Model", list(specs), at, format_func=specs.__getitem__, key=f"{chosen}-model")
     tools = st.multiselect("Tools", list(TOOLS), list(begin.tools), key=f"{chosen}-tools")
-    constraint = st.segmented_control(
+    constraint: Held = st.segmented_control(
         "Its answers are held to", CONSTRAINTS, default=begin.constraint, required=True, key=f"{chosen}-constraint"
     )
     held_to = ""
