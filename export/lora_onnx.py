@@ -66,6 +66,7 @@ def export_adapter(source: Source, settings: OnnxSettings, events: EventLog) -> 
         file = place / f"{_name(source)}{SUFFIX}"
         with events.stage("adapter"):
             ranks = write_adapter(source, base, file)
+            _describe(source, file, out.name, None)  # the engine reads it; the gate's scores are added below
         report = (
             gate(source, f"onnx:{base}", settings, adapters=(Adapter(path=str(file)),), events=events) if settings.gate else None
         )
@@ -76,6 +77,9 @@ def export_adapter(source: Source, settings: OnnxSettings, events: EventLog) -> 
         path = base / (file.name if kept else file.name + ".rejected")
         for moved in (file.with_name(file.name + ".json"), file):
             moved.replace(path.with_name(path.name + ".json") if moved.suffix == ".json" else path)
+        if kept:
+            for old in (file.name + ".rejected", file.name + ".rejected.json"):
+                (base / old).unlink(missing_ok=True)
         _list(base, path)
     notes.append(f"rank {', '.join(map(str, ranks))}; load it with Adapter(path=…) on onnx:{base}")
     document = {

@@ -113,6 +113,15 @@ def test_a_replaced_file_is_another_adapter(shop, tmp_path):
     assert answer(opened, [desk])[0].logprobs == two != one
 
 
+def test_the_gate_opens_an_adapter_beside_its_base(shop, tmp_path):
+    _, made, _, _ = shop
+    refused = export(made[0], lora="adapter", precision="int8", out=tmp_path / "onnx", max_kld=1e-9)
+    assert not refused.kept and refused.gate.verdict == "rejected" and "more than 1e-09" in refused.sentence
+    kept = export(made[0], lora="adapter", precision="int8", out=tmp_path / "onnx")
+    assert kept.kept and kept.gate.verdict == "kept" and kept.gate.parity.kld < 5e-3
+    assert not list((tmp_path / "onnx").glob("*.rejected*"))
+
+
 def test_adapter_of_another_base_is_refused(shop, tmp_path):
     _, _, _, opened = shop
     other = make_family("smollm2", tmp_path / "other", seed=7)
