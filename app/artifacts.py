@@ -62,10 +62,13 @@ class Artifact:
         return self.card.task == "sql" and learned_form(self.card) == "single"
 
 
-def find_artifacts(runs: Path, embedded: Path = EMBEDDED) -> tuple[list[Artifact], list[str]]:
-    """(models in the order they are preferred, one sentence for each file that was left out). The newest run comes first."""
+def find_artifacts(runs: Path, embedded: Path | None = None) -> tuple[list[Artifact], list[str]]:
+    """(models in the order they are preferred, one sentence for each file that was left out). The newest run comes first.
+
+    `embedded`: where the package's own lie, if elsewhere."""
     found: list[Artifact] = []
     left_out: list[str] = []
+    embedded = EMBEDDED if embedded is None else embedded
     for path, run in [*((path, "") for path in sorted(embedded.rglob("*.gguf"))), *_in_runs(runs)]:
         try:
             stat = path.stat()

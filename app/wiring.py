@@ -29,9 +29,9 @@ from factory.tasks.sql.database import Database
 
 BUNDLED = Path(__file__).resolve().parent / "data" / "solar_system.sqlite"
 BUNDLED_QUESTIONS = (
-    "Who discovered Triton?",
+    "How many visits to Mars were by a rover?",
     "How many moons does Saturn have?",
-    "Which mission has agency ESA?",
+    "What is the average diameter of the moons of Saturn?",
 )
 MODELS, GRAPHS, STORES = 8, 64, 64
 T = TypeVar("T")

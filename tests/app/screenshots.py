@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from browser import chromium, fits, served, settled  # noqa: E402
 
-QUESTIONS = ("How many moons does Saturn have?", "How many visits to Mars were by a rover?")
+QUESTIONS = ("What is the largest diameter of a moon of Jupiter?", "Which mission has agency ESA?")
 SIZES = {"wide": (1280, 1000), "narrow": (400, 1000)}
 
 
