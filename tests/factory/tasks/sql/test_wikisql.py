@@ -41,7 +41,8 @@ def test_the_bundle_has_its_counts_and_parts_share_no_table(train: list[Example]
     assert not {e.context_id for e in train} & {e.context_id for e in xdev}
     assert len({e.id for e in train} | {e.id for e in xdev}) == 42_515
     assert all(e.context.has_rows for e in train)
-    assert sum(file.stat().st_size for file in BUNDLED.parent.rglob("*") if file.is_file()) < 7.5e6
+    assert sum(file.stat().st_size for file in BUNDLED.rglob("*") if file.is_file()) < 7.5e6
+    assert sum(file.stat().st_size for file in (BUNDLED.parent / "embedded").rglob("*") if file.is_file()) < 60e6
 
 
 def test_gold_queries_select_rows(train: list[Example], xdev: list[Example]) -> None:
