@@ -36,7 +36,7 @@ from agents.tools import PersonaError, Tool, ToolResult, tools_of
 if TYPE_CHECKING:
     import asyncio
 
-    from agents.artifact import Answerer, CallsTools
+    from agents.artifact import Answerer
     from agents.cascade import Cascade
     from agents.route import Choice
 
@@ -77,6 +77,8 @@ class Persona:
         take. `max_chars`: longest text argument of a call. `overflow`: what gives way when a conversation no longer fits.
         Raises PersonaError, one sentence, for anything that cannot work, before any model runs.
         """
+        from agents.artifact import CallsTools
+
         self._given: dict[str, Any] = {
             "description": description, "tools": tools, "output": output, "routes": routes, "adapter": adapter,
             "constraint": constraint, "guards": guards, "budget": budget, "sampling": sampling, "think": think,
