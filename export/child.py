@@ -54,6 +54,10 @@ class Answers:
         names = set(ScoreEntry.model_fields)
         return ScoreEntry(split=loaded.split, **{key: value for key, value in self.summary.items() if key in names})
 
+    def errors_by_kind(self) -> dict[str, int]:
+        """Kind of error -> wrong answers of that kind, most first; empty when it was asked nothing."""
+        return dict(self.summary["errors_by_kind"]) if self.summary is not None else {}
+
     def calibration(self) -> tuple[tuple[CalibrationEntry, ...], float | None]:
         """What this model's own confidence means, and its expected calibration error."""
         found = calibration(self.predictions)

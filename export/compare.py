@@ -68,6 +68,8 @@ class Row(BaseModel):
     drop: float | None = None
     """points lost against the source, on the same questions"""
     speed: Speed | None = None
+    errors_by_kind: dict[str, int] = {}
+    """kind of error -> wrong answers of that kind"""
     verdict: str = ""
     sentence: str = ""
     report: GateReport | None = None
@@ -96,6 +98,7 @@ def compare(settings: CompareSettings, events: EventLog | None = None) -> tuple[
     rows = [
         Row(name="source, float32", path=str(source.path), bytes=4 * source.parameters, bits_per_weight=32.0, kld=0.0, top1=1.0,
             score=ours.answers.entry(loaded), drop=0.0 if loaded is not None else None,
+            errors_by_kind=ours.answers.errors_by_kind(),
             speed=_speed(f"hf:{source.path}", settings, events, "float32") if source.adapter is None else None),
         _bfloat16(source, settings, ours.bfloat16, events),
     ]  # fmt: skip
@@ -139,6 +142,7 @@ def _row(source: Source, file: Path, settings: CompareSettings, events: EventLog
         score=report.score,
         drop=report.paired.drop if report.paired is not None else None,
         speed=_speed(f"{kind}:{file}", settings, events) if can_run else None,
+        errors_by_kind=report.errors_by_kind,
         verdict=report.verdict,
         sentence=report.sentence,
         report=report,

@@ -84,6 +84,8 @@ class GateReport(BaseModel):
     source_score: ScoreEntry | None = None
     paired: Paired | None = None
     """the difference on the same questions, source minus file"""
+    errors_by_kind: dict[str, int] = {}
+    """kind of error -> the file's wrong answers of that kind"""
     calibration: tuple[CalibrationEntry, ...] = ()
     calibration_error: float | None = None
     dataset: str = ""
@@ -167,6 +169,7 @@ def gate(
         score=answers.entry(loaded),
         source_score=ours.answers.entry(loaded),
         paired=paired,
+        errors_by_kind=answers.errors_by_kind(),
         calibration=calibration,
         calibration_error=error,
         dataset=loaded.dataset if loaded is not None else "",
