@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ _NEEDS = {"gguf": ("llama_cpp", "gguf"), "onnx": ("onnxruntime_genai", "onnx"), 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One model with its card. `key` changes when the file does."""
+    """One model with its card. `key` changes when the file does. `base`: the whole model an adapter is laid on."""
 
     path: Path
     card: Card = field(compare=False)
@@ -33,18 +33,25 @@ class Artifact:
     size_bytes: int
     key: str
     run: str = ""
+    base: Artifact | None = None
+
+    @property
+    def opened(self) -> Artifact:
+        """What is loaded to ask it: itself, or the base that several adapters share."""
+        return self.base or self
 
     @property
     def label(self) -> str:
         """How it is offered for choice: where it comes from, its file, its size."""
         where = "embedded" if self.origin == "embedded" else self.run
         name = self.path.name if self.kind != "hf" else "model (unquantized)"
+        name += f" on {self.base.path.name}" if self.base is not None else ""
         return f"{where} / {name}, {self.size_bytes / 1e6:.1f} MB"
 
     @property
     def spec(self) -> str:
-        """What `agents.open_model` takes."""
-        return f"{self.kind}:{self.path}"
+        """What `agents.open_model` takes: the base's file, for an adapter."""
+        return f"{self.kind}:{self.opened.path}"
 
     @property
     def problem(self) -> str | None:
@@ -65,19 +72,30 @@ class Artifact:
 def find_artifacts(runs: Path, embedded: Path | None = None) -> tuple[list[Artifact], list[str]]:
     """(models in the order they are preferred, one sentence for each file that was left out). The newest run comes first.
 
-    `embedded`: where the package's own lie, if elsewhere."""
+    An adapter is a model where a GGUF file of its base is among them. `embedded`: where the package's own lie, if elsewhere."""
     found: list[Artifact] = []
+    bases: dict[str, Artifact] = {}
+    loose: list[tuple[int, str, Artifact]] = []
     left_out: list[str] = []
     embedded = EMBEDDED if embedded is None else embedded
     for path, run in [*((path, "") for path in sorted(embedded.rglob("*.gguf"))), *_in_runs(runs)]:
         try:
             stat = path.stat()
-            artifact = _read(path, stat.st_mtime_ns, stat.st_size, run)
+            artifact, base = _read(path, stat.st_mtime_ns, stat.st_size, run)
         except (CardError, ModelError, OSError) as error:
             left_out.append(" ".join(str(error).split()))
             continue
-        if artifact is not None:
-            found.append(artifact)
+        if artifact is None:
+            continue
+        if base is not None:
+            loose.append((len(found) + len(loose), base, artifact))
+            continue
+        if artifact.kind == "gguf" and artifact.card.file is not None and artifact.card.file.source_sha256:
+            bases.setdefault(artifact.card.file.source_sha256, artifact)
+        found.append(artifact)
+    for at, base, adapter in loose:
+        if base in bases:
+            found.insert(min(at, len(found)), replace(adapter, base=bases[base]))
     return found, left_out
 
 
@@ -105,6 +123,25 @@ def three_blades(artifacts: list[Artifact]) -> tuple[Artifact, Artifact] | None:
     return (blades[0][0], blades[1][0]) if all(blades) else None
 
 
+def on_one_base(sql: Path | None = None) -> dict[str, Artifact] | None:
+    """{"sql", "route", "tools"}: adapters shipped with the package on the one base they share; None where not all can be opened.
+
+    `sql`: another adapter of that base instead. Raises CardError, ModelError where it is none."""
+    shipped = [one for one in find_artifacts(EMBEDDED / "none", EMBEDDED)[0] if one.base is not None and one.problem is None]
+    chosen = {task: next((one for one in shipped if one.card.task == task), None) for task in ("route", "tools", "sql")}
+    found = {task: one for task, one in chosen.items() if one is not None}
+    if len(found) < 3 or len({one.opened.key for one in found.values()}) > 1:
+        return None
+    if sql is not None:
+        stat = sql.stat()
+        own, base = _read(sql, stat.st_mtime_ns, stat.st_size, sql.parent.name)
+        under = found["sql"].opened
+        if own is None or base is None or under.card.file is None or base != under.card.file.source_sha256:
+            raise ModelError(f"{sql}: is no adapter for {under.path.name}; write one with export.gguf --lora adapter")
+        found["sql"] = replace(own, base=under)
+    return found
+
+
 def _in_runs(runs: Path) -> Iterator[tuple[Path, str]]:
     if not runs.is_dir():
         return
@@ -123,12 +160,14 @@ def _in_runs(runs: Path) -> Iterator[tuple[Path, str]]:
 
 
 @lru_cache(maxsize=256)
-def _read(path: Path, mtime_ns: int, size: int, run: str) -> Artifact | None:
-    """None for an adapter: it is no model by itself."""
-    card, _ = read_card(path)
-    if is_adapter(path, card):
-        return None
+def _read(path: Path, mtime_ns: int, size: int, run: str) -> tuple[Artifact | None, str | None]:
+    """(the model, hash of the weights it must be laid on: None for a whole model). No model for a directory's adapter."""
+    card, base = read_card(path)
     kind: Literal["gguf", "onnx", "hf"] = "gguf" if path.suffix == ".gguf" else "onnx" if any(path.glob("*.onnx")) else "hf"
+    adapter = is_adapter(path, card)
+    if adapter and (kind != "gguf" or base is None):
+        return None, None
     total = size if kind == "gguf" else sum(file.stat().st_size for file in weight_files(path))
     origin: Literal["embedded", "run"] = "run" if run else "embedded"
-    return Artifact(path, card, origin, kind, total, f"{path}:{mtime_ns}:{total}", run)
+    made = Artifact(path, card, origin, kind, total, f"{path}:{mtime_ns}:{total}", run)
+    return made, base if adapter else None

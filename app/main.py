@@ -6,6 +6,7 @@ Does not: lay out a page (`app/pages`) or hold logic (the other modules of `app`
 """
 
 import sys
+import threading
 from pathlib import Path
 
 from streamlit.starlette import App
@@ -34,4 +35,5 @@ else:
     from app import access
 
     access.allow_start()
+    threading.Thread(target=access.warm_up, name="warm-up", daemon=True).start()
     app = App(__file__, middleware=access.middleware(), on_script_error=access.reported)

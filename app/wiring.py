@@ -121,7 +121,7 @@ class Workshop:
         return len(self._models)
 
     def model(self, artifact: Artifact) -> ChatModel:
-        """The artifact's model, opened once. Raises ModelError."""
+        """The artifact's model, opened once; for an adapter its base, which others share. Raises ModelError."""
 
         def make() -> ChatModel:
             if artifact.problem is not None:
@@ -130,7 +130,7 @@ class Workshop:
 
             return open_model(artifact.spec)
 
-        return self._models.get(artifact.key, make)
+        return self._models.get(artifact.opened.key, make)
 
     def persona(self, artifact: Artifact, **context: Any) -> Persona:
         """A persona of the artifact on its shared model. Raises ModelError, PersonaError, CardError, TaskError."""

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from agents.chat import Message, TokenLogprob
@@ -55,6 +56,11 @@ class RouteTask:
 
     def encode(self, example: Example, answer: str, dialect: Dialect) -> str:
         return _labels(example).encode(answer, dialect)
+
+    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> tuple[tuple[Message, ...], str]:
+        """The utterance with some words lost; see `HasVariants`."""
+        thinned = replace(example, question=lose_words(example.question, random))
+        return self.messages(thinned, dialect), self.encode(thinned, answer, dialect)
 
     def decode(self, example: Example, completion: str, dialect: Dialect) -> str:
         return _labels(example).decode(completion, dialect)
@@ -135,6 +141,13 @@ class RouteTask:
         if answer not in labels.answers:
             return {"question": example.question, "answer": answer, "error": f"no label of {labels.id}"}
         return {"question": example.question, "answer": answer, "about": labels.labels.get(answer, "")}
+
+
+def lose_words(text: str, random: Random, share: float = 0.12) -> str:
+    """The text without a random share of its words (spaces divide them); as it is where fewer than two would be left."""
+    words = text.split()
+    kept = [word for word in words if random.random() >= share]
+    return " ".join(kept) if len(kept) >= 2 else text
 
 
 def _labels(example: Example) -> LabelSet:
