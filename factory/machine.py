@@ -116,6 +116,13 @@ def _numel(entry: dict[str, Any]) -> int:
 
 
 def _card_license(path: Path) -> str:
+    """The licence by our own card, else by the hub's README."""
+    try:
+        stated = json.loads((path / "card.json").read_text(encoding="utf-8")).get("license")
+        if stated:
+            return str(stated)
+    except (OSError, ValueError, AttributeError):
+        pass
     readme = path / "README.md"
     if readme.is_file():
         for line in readme.read_text(encoding="utf-8", errors="replace").splitlines()[:60]:
