@@ -67,7 +67,7 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, said: str) -> Non
 
 
 def test_an_unknown_recipe_lists_the_choices() -> None:
-    with pytest.raises(SettingsError, match=r"unknown recipe 'bse'; choose from base, teacher, teacher-cpu"):
+    with pytest.raises(SettingsError, match=r"unknown recipe 'bse'; choose from base, base-blades, teacher, teacher-cpu"):
         read_recipe("bse")
 
 
