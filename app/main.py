@@ -22,10 +22,12 @@ if __name__ == "__main__":
 
     st.set_page_config(page_title="Penknife", page_icon=str(HERE / "data" / "icon.png"), layout="wide")
     view.style()
-    ask, personas, runs = (str(HERE / "pages" / f"{name}.py") for name in view.PAGES)
+    ask, make, compare, personas, runs = (str(HERE / "pages" / f"{name}.py") for name in view.PAGES)
     st.navigation(
         [
             st.Page(ask, title="Ask", icon=":material/forum:", default=True),
+            st.Page(make, title="Make", icon=":material/model_training:"),
+            st.Page(compare, title="Compare", icon=":material/compare_arrows:"),
             st.Page(personas, title="Personas", icon=":material/person_edit:"),
             st.Page(runs, title="Runs", icon=":material/history:"),
         ],

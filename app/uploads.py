@@ -33,6 +33,8 @@ ALL_BYTES = 2_000_000_000
 """What all uploads together may take."""
 NAME_LENGTH = 60
 PREVIEW = 5
+COLUMNS = 4
+"""Fields of a row of any task that a preview shows."""
 CHECKED_SQL = 500
 """Queries of a questions file that are tried on its database."""
 SECONDS = 1.0
@@ -156,6 +158,20 @@ def look_at_questions(path: Path, database: Path | None = None) -> QuestionsPrev
     queries = [(n, e.reference) for (n, _), e in zip(rows, examples) if e.reference is not None]
     failing, tried, why = _try_queries(database, queries) if database is not None else (0, 0, "")
     return QuestionsPreview(len(examples), len(queries), first, failing, tried, why)
+
+
+def look_at_rows(path: Path) -> tuple[int, tuple[dict[str, str], ...]]:
+    """(rows, the first of them) of a JSONL file of any task. Raises UploadError that names the first line that is no object."""
+    from factory.tasks.sql.reading import Fingerprint, read_lines
+
+    try:
+        rows = [row for _, row in read_lines(path, Fingerprint())]
+    except TaskError as error:
+        raise UploadError(str(error).replace(str(path), path.name)) from None
+    if not rows:
+        raise UploadError(f'{path.name} has no rows; write one object a line, beginning with {{"question": "…"}}')
+    names = list(dict.fromkeys(name for row in rows[:PREVIEW] for name in row))[:COLUMNS]
+    return len(rows), tuple({name: str(row.get(name, "")) for name in names} for row in rows[:PREVIEW])
 
 
 def _try_queries(path: Path, queries: list[tuple[int, str]]) -> tuple[int, int, str]:

@@ -15,10 +15,11 @@ import streamlit as st
 
 from app import access, places, uploads
 from app.charts import Chart
+from app.jobs import Jobs
 from app.picture import DARK, LIGHT, Colors
 from app.wiring import Setup, Workshop
 
-PAGES = ("ask", "personas", "runs")
+PAGES = ("ask", "make", "compare", "personas", "runs")
 _STYLE = """<style>
   .block-container { padding-top: 3.5rem; padding-bottom: 3rem; max-width: 84rem; }
   h1 { font-size: 1.7rem !important; padding-bottom: 0.2rem !important; }
@@ -88,6 +89,12 @@ def problem(text: str) -> None:
 def workshop() -> Workshop:
     """The one set of open models, graphs and stores that all sessions share."""
     return Workshop()
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def jobs(root: Path) -> Jobs:
+    """The jobs below a directory, for all sessions that look at it."""
+    return Jobs(root)
 
 
 def own_dir() -> Path:

@@ -17,7 +17,7 @@ from app.wiring import BUNDLED
 
 pytestmark = pytest.mark.browser
 QUESTIONS = ("Who discovered Triton?", "How many visits to Mars were by a rover?", "Which mission has agency ESA?")
-PAGES = ("", "personas", "runs")
+PAGES = ("", "make", "compare", "personas", "runs")
 
 
 def opened(tab: Any, page: str = "") -> Any:
