@@ -1,12 +1,13 @@
 """Pictures of the app for docs/img and the README, from the real app with a trained model.
 
-Run: python tests/app/screenshots.py [--runs runs] [--out docs/img] [--page NAME …]
+Run: python tests/app/screenshots.py [--runs runs] [--out docs/img]
 Look at each before it is committed: aligned, readable, nothing cut off.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -31,7 +32,7 @@ def main() -> None:
         runs.mkdir()
         for run in given.runs.iterdir() if given.runs.is_dir() else ():
             if (run / "model").is_dir():
-                (runs / run.name).symlink_to(run.absolute())
+                shutil.copytree(run, runs / run.name, ignore=shutil.ignore_patterns("checkpoints", "student", "topk", "lock"))
         with served(runs) as url:
             for scheme in ("light", "dark"):
                 for size, (width, height) in SIZES.items():
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def shoot(tab: Any, out: Path, name: str) -> None:
-    """Ask and Personas and Runs as they look after two questions."""
+    """Every page as it looks after two questions: a finished run on Make, its measured files and two answers on Compare."""
     tab.goto("/")
     tab.wait_for_selector("h1")
     for at, question in enumerate(QUESTIONS, 1):
@@ -52,16 +53,36 @@ def shoot(tab: Any, out: Path, name: str) -> None:
         tab.wait_for_function("n => document.querySelectorAll('[data-testid=stChatMessage]').length >= n", arg=2 * at)
         tab.wait_for_function("() => !document.querySelector('.st-key-stop')")
         tab.wait_for_timeout(1500)
-    for page in ("ask", "personas", "runs"):
-        if page != "ask":
-            tab.goto(f"/{page}")
-            tab.wait_for_selector("h1")
-        settled(tab)
-        tab.wait_for_timeout(1500)
-        if not fits(tab):
-            print(f"{page} {name}: scrolls sideways")
-        tab.screenshot(path=out / f"app-{page}-{name}.png")
-        print(out / f"app-{page}-{name}.png")
+    shot(tab, out, "ask", name)
+    for page in ("personas", "runs", "make", "compare"):
+        tab.goto(f"/{page}")
+        tab.wait_for_selector("h1")
+        if page == "make" and tab.locator(".st-key-run").count():
+            tab.locator(".st-key-plan button").click()
+            tab.locator(".st-key-start button:not([disabled])").wait_for(timeout=120_000)
+            shot(tab, out, "make-form", name)
+            tab.locator(".st-key-run input").click()
+            tab.get_by_role("option").last.click()
+            tab.wait_for_selector("[data-testid=stVegaLiteChart] :is(canvas, svg)")
+        if page == "compare":
+            for part in ("Measured", "Side by side"):
+                tab.get_by_role("tab", name=part).click()
+                if part == "Side by side":
+                    tab.get_by_role("button", name="Ask them").click()
+                    tab.locator(".st-key-ask button:not([disabled])").wait_for(timeout=120_000)
+                shot(tab, out, f"compare-{part.split()[0].lower()}", name)
+            continue
+        shot(tab, out, page, name)
+
+
+def shot(tab: Any, out: Path, page: str, name: str) -> None:
+    """One picture, of a page that has come to rest."""
+    settled(tab)
+    tab.wait_for_timeout(1500)
+    if not fits(tab):
+        print(f"{page} {name}: scrolls sideways")
+    tab.screenshot(path=out / f"app-{page}-{name}.png")
+    print(out / f"app-{page}-{name}.png")
 
 
 if __name__ == "__main__":
