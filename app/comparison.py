@@ -29,6 +29,8 @@ from factory.progress import percent
 FILE = "compare.json"
 """Where a run's comparison lies, beside its model."""
 MOST_BYTES = 50_000_000
+LEGEND_LINE = 18
+"""Pixels that a file takes in a picture's legend, which is part of the picture's height."""
 _LEGEND = {"orient": "bottom", "columns": 1, "title": None, "labelLimit": 300}
 
 
@@ -102,6 +104,7 @@ class Comparison:
         return {
             "data": {"values": bars},
             "mark": "bar",
+            "height": 60 + (LEGEND_LINE + 4) * len({bar["file"] for bar in bars}) + 14 * len(bars) + 8 * len(self.errors()),
             "encoding": {
                 "y": {"field": "kind", "type": "nominal", "sort": None, "title": None},
                 "yOffset": {"field": "file"},
@@ -134,7 +137,7 @@ class Comparison:
                 {"mark": {"type": "rule"}, "encoding": {"y": {"field": "low", **y}, "y2": {"field": "high"}}},
                 {"mark": {"type": "point", "filled": True, "size": 90}, "encoding": {"y": {"field": "score", **y}}},
             ],
-            "height": 260,
+            "height": 230 + LEGEND_LINE * len(points),
         }  # fmt: skip
 
 

@@ -74,6 +74,14 @@ def ask_job(files: Sequence[Path], question: str, db: Path | None, table: str | 
     return argv + ([f"--db={db}"] if db is not None else []) + ([f"--table={table}"] if table else [])
 
 
+def table_for(db: Path, question: str, chosen: str) -> str:
+    """The table a question is asked about: the chosen one, or, with "", the likeliest by its words. Raises TaskError."""
+    from app.analyst import likely_table
+    from factory.tasks.sql.database import Database
+
+    return chosen or likely_table(Database.from_file(db), question)
+
+
 def clauses(sql: str) -> list[str]:
     """A statement with one clause a line, so that a difference is a line."""
     return _CLAUSE.sub("\n", " ".join(sql.split())).split("\n")

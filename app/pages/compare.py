@@ -6,6 +6,7 @@ from app import artifacts, compare_view, comparison, places, run_files, run_jobs
 from app.comparison import ComparisonError
 from app.jobs import RUNNING, JobError
 from app.wiring import BUNDLED, BUNDLED_QUESTIONS
+from factory.tasks.task import TaskError
 
 view.head("Compare", "How large, how fast and how often right each file is, and where their answers differ.")
 own, root = view.own_dir(), places.runs_dir()
@@ -85,8 +86,10 @@ def answers_beside() -> None:
         databases = {BUNDLED: "Solar system (bundled)", **{path: path.name for path in uploads.kept(own / "uploads", "database")}}
         left, right = st.columns(2)
         database = left.selectbox("Database", list(databases), format_func=databases.__getitem__, key="ask-database")
-        table = right.selectbox("Table", view.tables_of(database), key=f"ask-table-{database}",
-                                help="for models that learned questions about one table at a time")  # fmt: skip
+        table = right.selectbox(
+            "Table", ["", *view.tables_of(database)], format_func=lambda name: name or "picked from the question",
+            key=f"ask-table-{database}", help="what models are told that learned questions about one table at a time",
+        )  # fmt: skip
     example = BUNDLED_QUESTIONS[1] if database == BUNDLED else ""
     question = st.text_input("Question", example, max_chars=side_by_side.QUESTION_LENGTH, key=f"ask-question-{database}")
     last = next(iter(asks.recent("ask")), None)
@@ -94,7 +97,9 @@ def answers_beside() -> None:
     if st.button(
         "Ask them", type="primary", icon=":material/send:", key="ask", disabled=busy or not chosen or not question.strip()
     ):
-        with view.spoken(JobError):
+        with view.spoken(JobError, TaskError):
+            if database is not None:
+                table = side_by_side.table_for(database, question, table or "")
             files = [by_spec[spec].path for spec in chosen]
             asks.start("ask", side_by_side.ask_job(files, question, database, table), question)
             st.rerun()

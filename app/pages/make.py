@@ -74,7 +74,6 @@ def one_run(run: RunEntry) -> None:
         current = run_jobs.standing(run_files.run_named(root, run.name), jobs)
         if current.runs != how.runs or watch.update().behind != behind:
             st.rerun()
-        st.markdown(f"**{view.escaped(run.title())}**")
         with st.container(horizontal=True, vertical_alignment="center"), view.spoken(JobError):
             st.badge(current.word, color="green" if current.state == "done" else "orange" if current.can_resume else "blue")
             job = current.job

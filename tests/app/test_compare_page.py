@@ -243,6 +243,11 @@ def test_verdicts_compare_text_then_result(tmp_path: Path) -> None:
     assert found[1].difference == "" and "- SELECT 1 AS a" in found[3].difference
 
 
+def test_the_table_is_picked_from_the_question_unless_it_is_chosen() -> None:
+    assert side_by_side.table_for(BUNDLED, "How many moons does Saturn have?", "") == "moon"
+    assert side_by_side.table_for(BUNDLED, "How many moons does Saturn have?", "visit") == "visit"
+
+
 def test_statements_run_read_only_and_short(tmp_path: Path) -> None:
     before = BUNDLED.read_bytes()
     found = ask_files.run_sql(BUNDLED, "SELECT name FROM planet ORDER BY name LIMIT 2")
