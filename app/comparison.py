@@ -137,7 +137,7 @@ class Comparison:
                 {"mark": {"type": "rule"}, "encoding": {"y": {"field": "low", **y}, "y2": {"field": "high"}}},
                 {"mark": {"type": "point", "filled": True, "size": 90}, "encoding": {"y": {"field": "score", **y}}},
             ],
-            "height": 230 + LEGEND_LINE * len(points),
+            "height": 320 + LEGEND_LINE * len(points),
         }  # fmt: skip
 
 

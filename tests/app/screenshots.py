@@ -1,6 +1,6 @@
 """Pictures of the app for docs/img and the README, from the real app with a trained model.
 
-Run: python tests/app/screenshots.py [--runs runs] [--out docs/img]
+Run: python tests/app/screenshots.py [--runs runs] [--out docs/img] [--sizes wide] [--schemes light]
 Look at each before it is committed: aligned, readable, nothing cut off.
 """
 
@@ -24,6 +24,8 @@ SIZES = {"wide": (1280, 1000), "narrow": (400, 1000)}
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pictures of the app.")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--schemes", nargs="*", default=["light", "dark"], choices=["light", "dark"])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -34,8 +36,9 @@ def main() -> None:
             if (run / "model").is_dir():
                 shutil.copytree(run, runs / run.name, ignore=shutil.ignore_patterns("checkpoints", "student", "topk", "lock"))
         with served(runs) as url:
-            for scheme in ("light", "dark"):
-                for size, (width, height) in SIZES.items():
+            for scheme in given.schemes:
+                for size in given.sizes:
+                    width, height = SIZES[size]
                     person = browser.new_context(
                         base_url=url, viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=1
                     )
@@ -54,6 +57,7 @@ def shoot(tab: Any, out: Path, name: str) -> None:
         tab.wait_for_function("() => !document.querySelector('.st-key-stop')")
         tab.wait_for_timeout(1500)
     shot(tab, out, "ask", name)
+    width = tab.viewport_size["width"]
     for page in ("personas", "runs", "make", "compare"):
         tab.goto(f"/{page}")
         tab.wait_for_selector("h1")
@@ -65,11 +69,14 @@ def shoot(tab: Any, out: Path, name: str) -> None:
             tab.get_by_role("option").last.click()
             tab.wait_for_selector("[data-testid=stVegaLiteChart] :is(canvas, svg)")
         if page == "compare":
-            for part in ("Measured", "Side by side"):
+            for part in ("Side by side", "Measured"):
                 tab.get_by_role("tab", name=part).click()
                 if part == "Side by side":
                     tab.get_by_role("button", name="Ask them").click()
+                    tab.get_by_text("compared with", exact=True).wait_for(timeout=120_000)
                     tab.locator(".st-key-ask button:not([disabled])").wait_for(timeout=120_000)
+                else:  # tall enough for the pictures below the table
+                    tab.set_viewport_size({"width": width, "height": 1900})
                 shot(tab, out, f"compare-{part.split()[0].lower()}", name)
             continue
         shot(tab, out, page, name)
