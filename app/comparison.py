@@ -106,7 +106,7 @@ class Comparison:
             "mark": "bar",
             "height": 60 + (LEGEND_LINE + 4) * len({bar["file"] for bar in bars}) + 14 * len(bars) + 8 * len(self.errors()),
             "encoding": {
-                "y": {"field": "kind", "type": "nominal", "sort": None, "title": None},
+                "y": {"field": "kind", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 240}},
                 "yOffset": {"field": "file"},
                 "x": {"field": "wrong", "type": "quantitative", "title": "wrong answers", "axis": {"tickMinStep": 1}},
                 "color": {"field": "file", "type": "nominal", "legend": _LEGEND},

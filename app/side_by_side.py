@@ -69,6 +69,7 @@ def side_by_side(path: Path) -> list[Answer]:
 
 def ask_job(files: Sequence[Path], question: str, db: Path | None, table: str | None) -> list[str]:
     """The command that asks them; its answers go into the job's own directory."""
+    question = question.replace("\0", " ")  # no argument can hold one
     argv = [sys.executable, "-m", "app.ask_files", *map(str, files), f"--question={question[:QUESTION_LENGTH]}",
             f"--out={{job}}/{ANSWERS}"]  # fmt: skip
     return argv + ([f"--db={db}"] if db is not None else []) + ([f"--table={table}"] if table else [])

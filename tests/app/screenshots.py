@@ -18,6 +18,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from browser import chromium, fits, served, settled  # noqa: E402
 
 QUESTIONS = ("What is the largest diameter of a moon of Jupiter?", "Which mission has agency ESA?")
+DIFFERENT = "What is the average diameter of the moons of Saturn discovered after 1900?"
+"""What files are asked beside each other."""
 SIZES = {"wide": (1280, 1000), "narrow": (400, 1000)}
 
 
@@ -72,6 +74,9 @@ def shoot(tab: Any, out: Path, name: str) -> None:
             for part in ("Side by side", "Measured"):
                 tab.get_by_role("tab", name=part).click()
                 if part == "Side by side":
+                    tab.get_by_label("Question", exact=True).fill(DIFFERENT)
+                    tab.keyboard.press("Enter")
+                    settled(tab)
                     tab.get_by_role("button", name="Ask them").click()
                     tab.get_by_text("compared with", exact=True).wait_for(timeout=120_000)
                     tab.locator(".st-key-ask button:not([disabled])").wait_for(timeout=120_000)

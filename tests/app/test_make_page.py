@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -249,3 +251,20 @@ def test_a_good_upload_is_kept_once(tmp_path: Path) -> None:
 
 def test_the_page_is_registered() -> None:
     assert "make" in view.PAGES and "compare" in view.PAGES
+
+
+@pytest.mark.parametrize("name", ["make", "compare"])
+def test_opening_a_page_imports_no_model_library(name: str, runs: Path) -> None:
+    a_run(runs)
+    root = Path(form_view.__file__).resolve().parents[1]
+    script = (
+        "import sys; from streamlit.testing.v1 import AppTest\n"
+        f"test = AppTest.from_file({str(root / 'app' / 'pages' / name)!r} + '.py', default_timeout=60).run()\n"
+        "assert not test.exception, test.exception\n"
+        "print(sorted({'torch', 'transformers', 'llama_cpp', 'onnxruntime'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=90, check=True
+    )
+    assert ended.stdout.strip() == "[]"
