@@ -32,7 +32,7 @@ class AskSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
 
     files: tuple[Path, ...] = ()
-    """.gguf files, ONNX directories or model directories, each with its card"""
+    """.gguf files, ONNX directories or model directories, each with its card; ADAPTER.gguf@BASE.gguf for an adapter"""
     question: str = ""
     """what each of them is asked"""
     db: Path | None = None
@@ -50,12 +50,17 @@ def ask(file: Path, settings: AskSettings) -> dict[str, Any]:
     from agents.tools import PersonaError
     from factory.cli import message_for
 
+    file, base = divided(file)
     found: dict[str, Any] = {"file": str(file)}
     context: dict[str, Any] = {"db": str(settings.db)} if settings.db is not None else {}
     if settings.table is not None:
         context["table"] = settings.table
     begun = time.monotonic()
     try:
+        if base is not None:
+            from agents.models import open_model
+
+            context["model"] = open_model(f"gguf:{base}")
         persona = Persona.from_artifact(file, **context)
         found["load_ms"] = round(1000 * (time.monotonic() - begun))
         with closing(persona.model):
@@ -69,6 +74,12 @@ def ask(file: Path, settings: AskSettings) -> dict[str, Any]:
     if settings.db is not None:
         found |= run_sql(settings.db, result.text)
     return found
+
+
+def divided(file: Path) -> tuple[Path, Path | None]:
+    """(file, None), or (adapter, the base it is laid on)."""
+    adapter, mark, base = str(file).rpartition("@")
+    return (Path(adapter), Path(base)) if mark and not file.exists() else (file, None)
 
 
 def run_sql(db: Path, sql: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.artifacts import Artifact
+
 ANSWERS = "answers.jsonl"
 QUESTION_LENGTH = 2000
 _CLAUSE = re.compile(r"\s+(?=(?:FROM|WHERE|GROUP BY|HAVING|ORDER BY|LIMIT|JOIN|LEFT JOIN|UNION|INTERSECT|EXCEPT|AND|OR)\b)")
@@ -67,12 +69,16 @@ def side_by_side(path: Path) -> list[Answer]:
     return [_against(row, found[0]) for row in found]
 
 
-def ask_job(files: Sequence[Path], question: str, db: Path | None, table: str | None) -> list[str]:
+def ask_job(files: Sequence[Artifact], question: str, db: Path | None, table: str | None) -> list[str]:
     """The command that asks them; its answers go into the job's own directory."""
     question = question.replace("\0", " ")  # no argument can hold one
-    argv = [sys.executable, "-m", "app.ask_files", *map(str, files), f"--question={question[:QUESTION_LENGTH]}",
+    argv = [sys.executable, "-m", "app.ask_files", *map(_argument, files), f"--question={question[:QUESTION_LENGTH]}",
             f"--out={{job}}/{ANSWERS}"]  # fmt: skip
     return argv + ([f"--db={db}"] if db is not None else []) + ([f"--table={table}"] if table else [])
+
+
+def _argument(one: Artifact) -> str:
+    return str(one.path) if one.base is None else f"{one.path}@{one.base.path}"
 
 
 def table_for(db: Path, question: str, chosen: str) -> str:

@@ -78,9 +78,9 @@ def answers_beside() -> None:
         return
     task = st.selectbox("Task", tasks, key="ask-task") if len(tasks) > 1 else tasks[0]
     offered = [one for one in usable if one.card.task == task]
-    by_spec = {one.spec: one for one in offered}
-    chosen = st.multiselect("Files", list(by_spec), list(by_spec)[:2], max_selections=4, key=f"ask-files-{task}",
-                            format_func=lambda spec: by_spec[spec].label)  # fmt: skip
+    by_path = {str(one.path): one for one in offered}
+    chosen = st.multiselect("Files", list(by_path), list(by_path)[:2], max_selections=4, key=f"ask-files-{task}",
+                            format_func=lambda path: by_path[path].label)  # fmt: skip
     database = table = None
     if task == "sql":
         databases = {BUNDLED: "Solar system (bundled)", **{path: path.name for path in uploads.kept(own / "uploads", "database")}}
@@ -100,7 +100,7 @@ def answers_beside() -> None:
         with view.spoken(JobError, TaskError):
             if database is not None:
                 table = side_by_side.table_for(database, question, table or "")
-            files = [by_spec[spec].path for spec in chosen]
+            files = [by_path[path] for path in chosen]
             asks.start("ask", side_by_side.ask_job(files, question, database, table), question)
             st.rerun()
     if len(offered) < 2:

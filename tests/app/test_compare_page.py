@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def test_one_question_to_two_files_is_shown_with_its_differences(
     wait_for(lambda: asks.state(asks.recent()[0]) not in RUNNING)
     test.run()
     assert not test.exception, test.exception
-    assert set(asked[0][0]) == {one.path, two.path}
+    assert {file.path for file in asked[0][0]} == {one.path, two.path}
     assert asked[0][2] == BUNDLED and asked[0][3] in view.tables_of(BUNDLED)
     assert "“<script>alert(1)</script>”" in [text.value for text in test.text]
     assert "  SELECT a\n  FROM t\n- WHERE b = 1\n+ WHERE b = 2" in [code.value for code in test.code]
@@ -268,6 +269,14 @@ def test_a_file_that_cannot_be_asked_is_a_line_and_the_others_go_on(tmp_path: Pa
 def test_a_question_that_looks_like_an_option_stays_a_question(tmp_path: Path) -> None:
     from factory.settings import parse
 
-    argv = side_by_side.ask_job([tmp_path / "a.gguf"], "--out=/etc/passwd", BUNDLED, "moon")
+    argv = side_by_side.ask_job([artifact(tmp_path)], "--out=/etc/passwd", BUNDLED, "moon")
     settings = parse(ask_files.AskSettings, argv[3:], "ask")
     assert settings.question == "--out=/etc/passwd" and str(settings.out) == "{job}/answers.jsonl" and settings.table == "moon"
+
+
+def test_an_adapter_is_asked_on_its_base(tmp_path: Path) -> None:
+    base = artifact(tmp_path, "base")
+    adapter = replace(artifact(tmp_path, "ad@pter"), base=base)
+    argv = side_by_side.ask_job([adapter, base], "Who?", BUNDLED, "moon")
+    assert [ask_files.divided(Path(word)) for word in argv[3:5]] == [(adapter.path, base.path), (base.path, None)]
+    assert ask_files.divided(adapter.path) == (adapter.path, None), "a file that is there is taken whole"

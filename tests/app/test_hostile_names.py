@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from app_models import artifact
 from test_drawing import HOSTILE
 
 from app import run_files, side_by_side
@@ -55,7 +56,7 @@ def test_a_hostile_name_becomes_no_run(name: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(30))
 def test_a_hostile_question_is_one_argument(text: str, tmp_path: Path) -> None:
-    argv = side_by_side.ask_job([tmp_path / "a.gguf"], text, BUNDLED, text.replace("\0", ""))
+    argv = side_by_side.ask_job([artifact(tmp_path)], text, BUNDLED, text.replace("\0", ""))
     printing = "import json, sys; print(json.dumps(sys.argv[1:]))"
     jobs = Jobs(tmp_path / "jobs")
     job = jobs.start("ask", [sys.executable, "-c", printing, *argv[3:]], text)
