@@ -123,6 +123,9 @@ def settings_from(values: Mapping[str, Any], name: str, root: Path) -> DistillSe
     Raises SettingsError with the command line's own sentence.
     """
     given = {key: value for key, value in values.items() if value is not None and value != ""}
+    functions = given.get("functions")
+    if functions and not Path(str(functions)).is_file():
+        raise SettingsError(f"functions: {functions!r} is no file; give a JSON file (code is not imported for a page)")
     settings = build(DistillSettings, given, COMMAND)
     return settings.model_copy(update={"out": root.resolve() / run_name(name, settings)})
 

@@ -17,8 +17,9 @@ import pytest
 
 from app import form_view, make_form, run_files, run_jobs, uploads, view
 from app.jobs import RUNNING, Jobs
+from app.make_form import settings_from
 from factory.events import EventLog
-from factory.settings import DistillSettings, to_toml
+from factory.settings import DistillSettings, SettingsError, to_toml
 
 OWNER = "0123456789abcdef" * 2
 
@@ -268,3 +269,8 @@ def test_opening_a_page_imports_no_model_library(name: str, runs: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=90, check=True
     )
     assert ended.stdout.strip() == "[]"
+
+
+def test_functions_are_read_from_a_file_and_never_imported(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="'os:system' is no file"):
+        settings_from({"task": "tools", "functions": "os:system"}, "own", tmp_path)
