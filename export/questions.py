@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agents.card import ANY_TASK
 from factory.tasks.task import DataSource, Dialect, Example, Task, TaskError
 
 if TYPE_CHECKING:
@@ -97,14 +98,19 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
     from factory.tasks import get_task
 
     card = source.card
-    named = settings.task or (card.task if card is not None else None)
+    any_task = card is not None and card.task == ANY_TASK
+    named = settings.task or (card.task if card is not None and not any_task else None)
     asked = any(getattr(settings, name) is not None for name in ("dataset", "data_dir", "db", "functions", "questions", "split"))
     if named is None:
+        if any_task and asked:
+            raise TaskError(f"{source.path}: serves several tasks; say with --task which one it is scored on")
+        if any_task:
+            return None, "it serves several tasks and no --task was given, so only distributions are compared"
         if asked:
             raise TaskError(f"{source.path}: has no card that says its task; give --task as well")
         return None, "there is no card and no --task was given, so only distributions are compared and no score is measured"
     task = get_task(named)
-    if card is not None and card.task != task.name:
+    if card is not None and card.task not in (task.name, ANY_TASK):
         raise TaskError(f"{source.path}: made for the task {card.task!r}, not {task.name!r}; leave --task out")
     how: dict[str, Any] = {
         "task": task.name,
