@@ -78,9 +78,10 @@ def real_artifact(runs: Path) -> Path:
     pytest.importorskip("llama_cpp", reason='needs llama.cpp: pip install "penknife[gguf]"')
     places = [*sorted(EMBEDDED.rglob("*.gguf")), *sorted((ROOT / "runs").glob("*/model/*.gguf"))]
     for path in places:
-        from agents.artifact import read_card
+        from agents.artifact import is_adapter, read_card
 
-        if read_card(path)[0].task == "sql":
+        card, _ = read_card(path)
+        if card.task == "sql" and not is_adapter(path, card):
             target = runs / "student" / "model" / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

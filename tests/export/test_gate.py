@@ -193,6 +193,19 @@ def test_the_questions_of_a_card_and_of_nothing(source: Path, tmp_path: Path) ->
     assert found is not None and (found.source.dataset, found.source.split, found.source.limit) == ("wikisql", "xdev", 7)
 
 
+def test_a_base_of_several_tasks_is_scored_on_the_one_asked_for(tmp_path: Path) -> None:
+    from agents.card import ANY_TASK
+
+    base = make_family("llama3-rope", tmp_path / "base", num_hidden_layers=1)
+    CARD.model_copy(update={"task": ANY_TASK, "weights_sha256": sha256_of_weights(base)}).save(base)
+    found, why = questions_of(Source.open(base), QuestionSettings())
+    assert found is None and "several tasks" in why
+    with pytest.raises(TaskError, match="say with --task"):
+        questions_of(Source.open(base), QuestionSettings(dataset="wikisql"))
+    found, _ = questions_of(Source.open(base), QuestionSettings(task="sql", dataset="wikisql", split="xdev"))
+    assert found is not None and (found.task, found.source.dataset) == ("sql", "wikisql")
+
+
 def test_a_faithful_file_is_kept_and_the_source_is_asked_once(
     source: Path, converted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
