@@ -7,7 +7,6 @@ Does not: open models (`app.wiring`).
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -22,6 +21,8 @@ from app.analyst import AnalystState, add_nodes
 from factory.tasks.route.labels import OUT_OF_SCOPE
 from factory.tasks.sql.database import Database
 
+ACCOUNTS = {"checking": 1250.40, "savings": 8300.00}
+"""A stand-in for functions of your own, of a kind the shipped tools adapter was trained on."""
 _METERS = {"meter": 1.0, "kilometer": 1000.0, "mile": 1609.344, "foot": 0.3048, "inch": 0.0254}
 
 
@@ -45,17 +46,16 @@ def convert_length(value: float, from_unit: Literal["meter", "kilometer", "mile"
 
 
 @tool
-def days_between(first: str, second: str) -> str:
-    """Count the days from one date to another.
+def check_balance(account_type: Literal["checking", "savings"]) -> str:
+    """Check the balance of a bank account.
 
     Args:
-        first: the earlier date, as 2024-12-31
-        second: the later date, as 2024-12-31
+        account_type: the account type of the user
     """
-    return str((dt.date.fromisoformat(second) - dt.date.fromisoformat(first)).days)
+    return f"{ACCOUNTS[account_type]:.2f}"
 
 
-TOOLS = (calculate, convert_length, days_between)
+TOOLS = (check_balance, convert_length, calculate)
 
 
 def blades(

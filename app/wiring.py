@@ -34,6 +34,8 @@ BUNDLED_QUESTIONS = (
     "What is the average diameter of the moons of Saturn?",
 )
 MODELS, GRAPHS, STORES = 8, 64, 64
+FALSE_ALARMS = 0.05
+"""Share of requests for a function that may go to SQL instead; the fewer, the more questions about the database are missed."""
 T = TypeVar("T")
 GraphName = Literal["analyst", "blades"]
 
@@ -190,12 +192,13 @@ class Workshop:
         from factory.tasks.route.labels import from_data
 
         data = artifact.card.task_data
-        fitting = [one.id for one in (from_data(data, artifact.path.name) if data else ()) if one.out_of_scope]
+        fitting = [one for one in (from_data(data, artifact.path.name) if data else ()) if one.out_of_scope]
         if not fitting:
             raise ModelError(
                 f"{artifact.path.name} routes among labels without an out-of-scope answer, so nothing would go to SQL"
             )
-        return self.persona(artifact, name="route", labels=fitting[0])
+        edge = {"false_alarms": FALSE_ALARMS} if str(FALSE_ALARMS) in (fitting[0].outside_above or {}) else {}
+        return self.persona(artifact, name="route", labels=fitting[0].id, **edge)
 
     def _parts(self, setup: Setup) -> tuple[Persona | Cascade, SqliteTools, Database]:
         from app.analyst import ROWS

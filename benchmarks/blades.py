@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 QUESTIONS = {
     "route": "what is my credit card limit",
-    "tools": "convert 12 miles to kilometers",
+    "tools": "what is the balance of my savings account",
     "sql": "Who discovered Triton?",
 }
 

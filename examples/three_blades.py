@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 REQUESTS = (
     "How many moons does Saturn have?",
-    "what is 12 times 34",
+    "what is the balance of my savings account",
     "Which mission has agency ESA?",
-    "convert 26.2 miles to kilometers",
+    "how much money is in my checking account",
     "What is the average diameter of the moons of Jupiter?",
 )
 

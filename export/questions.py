@@ -118,13 +118,16 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
         "max_tokens": card.max_tokens if card is not None else MAX_TOKENS,
     }
     learned = card.task_data if card is not None else {}
+    run = _run_source(source.run_dir) if source.run_dir is not None else None
     if asked or settings.task is not None:
-        where = DataSource(card_data=learned, dataset=settings.dataset, data_dir=settings.data_dir, db=settings.db,
+        named_set, data_dir = settings.dataset, settings.data_dir
+        if run is not None and named_set is None and settings.db is settings.functions is settings.questions is None:
+            named_set, data_dir = run[0].dataset, data_dir or run[0].data_dir  # another split or copy of the run's own data
+        where = DataSource(card_data=learned, dataset=named_set, data_dir=data_dir, db=settings.db,
                            functions=settings.functions, questions=settings.questions, limit=settings.limit)  # fmt: skip
         own = settings.db is not None or settings.functions is not None
         split = settings.split or ("all" if own else task.validation_split(where))
         return Questions(source=where.model_copy(update={"split": split}), origin="the options", **how), ""
-    run = _run_source(source.run_dir) if source.run_dir is not None else None
     if run is not None:
         where, only = run
         split = where.split or task.validation_split(where)

@@ -11,7 +11,7 @@ import pytest
 
 from agents.chat import ModelError
 from app import artifacts
-from app.blades import BladesState
+from app.blades import ACCOUNTS, BladesState
 from app.wiring import BUNDLED, Setup, Workshop
 
 needs_llama = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
@@ -54,8 +54,8 @@ def test_three_personas_answer_on_one_loaded_base() -> None:
         assert shop.models_open == 1
         with closing(sqlite3.connect(f"file:{BUNDLED}?mode=ro", uri=True)) as db:
             assert asked.rows == [list(row) for row in db.execute(asked.sql)]
-        called = graph.run(BladesState(**setup.first_state("convert 12 miles to kilometers"))).state
-        assert called.label not in ("", "out_of_scope") and called.sql == ""
+        called = graph.run(BladesState(**setup.first_state("what is the balance of my savings account"))).state
+        assert called.label == "balance" and called.sql == "" and called.answer == f"{ACCOUNTS['savings']:.2f}"
         assert shop.models_open == 1
     finally:
         shop.close()
