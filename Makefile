@@ -29,7 +29,7 @@ quickstart: $(STAMP)
 	$(PY) -m factory.distill --config factory/quickstart.toml
 	$(PY) -m export.gguf runs/quickstart/model --quant Q8_0
 	@if $(PY) -c "import llama_cpp" 2>/dev/null; then \
-		$(PY) -m export.gguf runs/quickstart/model --lora adapter --base factory/data/embedded/base-q8_0.gguf --limit 300 \
+		$(PY) -m export.gguf runs/quickstart/model --lora adapter --base factory/data/embedded/base-q8_0.gguf --max-drop 1 \
 			--out runs/quickstart/model/sql-lora.gguf && \
 		$(PY) examples/three_blades.py --sql runs/quickstart/model/sql-lora.gguf; \
 	else echo "the graph of three personas needs llama-cpp-python: skipped"; fi
