@@ -81,7 +81,7 @@ if not talk.turns:
     st.stop()
 
 
-@st.fragment(run_every=0.15 if talk.running else None)
+@st.fragment(run_every=0.1 if talk.running else None)
 def conversation() -> None:
     was_running = st.session_state.get("was_running", False)
     st.session_state.was_running = running = talk.running
