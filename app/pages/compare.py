@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from agents.card import ANY_TASK
 from app import artifacts, compare_view, comparison, places, run_files, run_jobs, side_by_side, uploads, view
 from app.comparison import ComparisonError
 from app.jobs import RUNNING, JobError
@@ -71,8 +72,8 @@ def measured() -> None:
 
 
 def answers_beside() -> None:
-    usable = [one for one in found if one.problem is None]
-    tasks = list(dict.fromkeys(one.card.task for one in usable))
+    usable = [one for one in found if one.problem is None and one.card.task != ANY_TASK]
+    tasks = sorted({one.card.task for one in usable}, key=lambda task: (task != "sql", task))
     if not usable:
         view.empty("No file can be asked on this machine.", view.escaped(found[0].problem or "Install what its kind needs."))
         return
