@@ -121,7 +121,8 @@ def questions_of(source: Source, settings: QuestionSettings) -> tuple[Questions 
     run = _run_source(source.run_dir) if source.run_dir is not None else None
     if asked or settings.task is not None:
         named_set, data_dir = settings.dataset, settings.data_dir
-        if run is not None and named_set is None and settings.db is settings.functions is settings.questions is None:
+        others = (named_set, settings.db, settings.functions, settings.questions)
+        if run is not None and all(one is None for one in others):
             named_set, data_dir = run[0].dataset, data_dir or run[0].data_dir  # another split or copy of the run's own data
         where = DataSource(card_data=learned, dataset=named_set, data_dir=data_dir, db=settings.db,
                            functions=settings.functions, questions=settings.questions, limit=settings.limit)  # fmt: skip
