@@ -131,13 +131,12 @@ def sessions(browser: Any, runs: Path, scratch: Path, count: int) -> dict[str, A
     later: list[float] = []
     try:
         server.wait()
-        for at in range(count):
+        for _ in range(count):
             tab = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             tab.goto(server.url)
             tab.wait_for_selector("h1")
             tab.get_by_test_id("stChatInputTextArea").wait_for()
-            if at == 0:
-                tab.wait_for_timeout(2000)  # a person reads before writing; the model is opened meanwhile
+            tab.wait_for_timeout(2000)  # a person reads before writing; the page finishes, the first model is opened meanwhile
             first.append(ask(tab, QUESTIONS[0]))
             later += [ask(tab, question) for question in QUESTIONS[1:]]
             memory.append(memory_mb(server.process.pid))
