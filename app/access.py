@@ -34,13 +34,6 @@ SLOW_S = 1.0
 _OWNER = re.compile(r"[0-9a-f]{32}")
 
 
-def warm_up() -> None:
-    """Import what the first page imports, while the browser still loads Streamlit's own scripts."""
-    import app.answers
-    import app.view
-    import app.why  # noqa: F401
-
-
 def password() -> str | None:
     """The password that is set; None where there is none. An empty one counts as none."""
     found = os.environ.get(PASSWORD, "")

@@ -73,9 +73,7 @@ def find_artifacts(runs: Path, embedded: Path | None = None) -> tuple[list[Artif
     """(models in the order they are preferred, one sentence for each file that was left out). The newest run comes first.
 
     An adapter is a model where a GGUF file of its base is among them. `embedded`: where the package's own lie, if elsewhere."""
-    found: list[Artifact] = []
-    bases: dict[str, Artifact] = {}
-    loose: list[tuple[int, str, Artifact]] = []
+    read: list[tuple[Artifact, str | None]] = []
     left_out: list[str] = []
     embedded = EMBEDDED if embedded is None else embedded
     for path, run in [*((path, "") for path in sorted(embedded.rglob("*.gguf"))), *_in_runs(runs)]:
@@ -85,17 +83,14 @@ def find_artifacts(runs: Path, embedded: Path | None = None) -> tuple[list[Artif
         except (CardError, ModelError, OSError) as error:
             left_out.append(" ".join(str(error).split()))
             continue
-        if artifact is None:
-            continue
-        if base is not None:
-            loose.append((len(found) + len(loose), base, artifact))
-            continue
-        if artifact.kind == "gguf" and artifact.card.file is not None and artifact.card.file.source_sha256:
+        if artifact is not None:
+            read.append((artifact, base))
+    bases: dict[str, Artifact] = {}
+    for artifact, base in read:
+        if base is None and artifact.kind == "gguf" and artifact.card.file is not None:
             bases.setdefault(artifact.card.file.source_sha256, artifact)
-        found.append(artifact)
-    for at, base, adapter in loose:
-        if base in bases:
-            found.insert(min(at, len(found)), replace(adapter, base=bases[base]))
+    found = [artifact if base is None else replace(artifact, base=bases[base]) for artifact, base in read
+             if base is None or base in bases]  # fmt: skip
     return found, left_out
 
 

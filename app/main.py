@@ -5,6 +5,7 @@ a script for each page it shows.
 Does not: lay out a page (`app/pages`) or hold logic (the other modules of `app`, all usable without Streamlit).
 """
 
+import importlib
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +15,13 @@ from streamlit.starlette import App
 HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:  # `streamlit run` puts only this directory there
     sys.path.insert(0, str(HERE.parent))
+
+
+def import_ahead() -> None:
+    """Import what the first page imports, while the browser still loads Streamlit's own scripts."""
+    for name in ("app.why", "app.answers"):
+        importlib.import_module(name)
+
 
 if __name__ == "__main__":
     import streamlit as st
@@ -37,5 +45,5 @@ else:
     from app import access
 
     access.allow_start()
-    threading.Thread(target=access.warm_up, name="warm-up", daemon=True).start()
+    threading.Thread(target=import_ahead, name="import-ahead", daemon=True).start()
     app = App(__file__, middleware=access.middleware(), on_script_error=access.reported)
