@@ -155,6 +155,8 @@ class Turn:
         except Exception:
             logging.getLogger("penknife.app").exception("a turn failed")
             self.problem = "This question ran into a bug; the details are in the terminal the app was started from."
+        if status == "failed" and self._cancel.is_set():  # a model call that was cut off ends its node with an error
+            status = "stopped"
         if status == "stopped":
             self.problem = "Stopped."
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,10 @@ def test_a_statement_waits_for_a_yes(page: Callable[..., Any], shop: ScriptedSho
 
 
 def test_while_it_runs_it_can_be_stopped(page: Callable[..., Any], shop: ScriptedShop) -> None:
+    pressed = threading.Event()
+
     def slow(request: Request) -> str:
-        time.sleep(1.0)
+        pressed.wait(30)
         return "SELECT 1"
 
     shop._answer = slow
@@ -96,6 +98,7 @@ def test_while_it_runs_it_can_be_stopped(page: Callable[..., Any], shop: Scripte
     test.chat_input[0].set_value("anything").run()
     assert test.session_state.talk.running and "thinking" in texts(test)
     test.button(key="stop").click().run()
+    pressed.set()
     finished(test)
     assert "Stopped" in test.error[0].value
 
