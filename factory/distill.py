@@ -23,6 +23,7 @@ from factory.outcome import print_outcome
 from factory.processes import Order, Team, team
 from factory.questions import keep_proven, make_questions
 from factory.remembered import RememberedTeacher
+from factory.rows import LABELS
 from factory.settings import DistillSettings, SettingsError, build, parse
 from factory.stages import Data, Stages, shuffled
 from factory.stages import opened as opened_model
@@ -77,14 +78,14 @@ def _lead(settings: DistillSettings, listener: Listener | None, processes: Team)
             with closing(open_teacher(plan, [*data.train, *data.validation])) as teacher:
                 gate(stages, settings, RememberedTeacher(teacher, plan, ledger, "gate"), plan, base, data)
                 ask(stages, settings, teacher, plan, ledger, data)
-            select(stages, plan, ledger, data)
+            select(stages, settings, plan, ledger, data)
         if stages.makes_questions:
             keep_proven(stages, ledger, data)
         rows = stages.read_rows()
         more = store_probabilities(stages, settings, plan, base, rows) if plan is not None else {}
         order = None if plan is None else {"teacher": asdict(plan)}
         best = stages.train(base, rows, data, method=settings.method, order=order, **more)
-        stages.finish(best, base, data, str(rows[0]["source"]))
+        stages.finish(best, base, data, next((str(row["source"]) for row in rows if row["source"] != LABELS), LABELS))
         return run_dir.path
 
 
@@ -130,12 +131,13 @@ def ask(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: Tea
         raise RunStopped(f"{stats.message}; {stats.answered + stats.reused:,} answers are kept, the same command continues")
 
 
-def select(stages: Stages, plan: TeacherPlan, ledger: Ledger, data: Data) -> None:
+def select(stages: Stages, settings: DistillSettings, plan: TeacherPlan, ledger: Ledger, data: Data) -> None:
     """Verified, distinct rows that share nothing with the source's other splits, into train.jsonl."""
     from factory.rows import select_rows
 
     kept = select_rows(stages.task, data.train, ledger, data.held_out, stages.student.dialect, stages.events,
-                       path=stages.run.rows, teacher=plan.name)  # fmt: skip
+                       path=stages.run.rows, teacher=plan.name, keep_labels=settings.keep_labels, copies=settings.copies,
+                       seed=settings.seed)  # fmt: skip
     if not kept.rows:
         raise RunStopped(f"not one of {len(data.train):,} answers could be kept ({dict(kept.drops)}); "
                          f"read {stages.run.ledger} and choose another --teacher")  # fmt: skip

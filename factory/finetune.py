@@ -18,11 +18,9 @@ from factory.cli import RunStopped, run_cli
 from factory.events import Listener
 from factory.outcome import print_outcome
 from factory.processes import Team, team
+from factory.rows import LABELS
 from factory.settings import FinetuneSettings, build, parse
 from factory.stages import Data, Stages, opened, shuffled
-
-LABELS = "labels"
-"""Where a teacher's name would stand."""
 
 
 def run(settings: FinetuneSettings, listener: Listener | None = None) -> Path | None:
@@ -61,7 +59,7 @@ def _lead(settings: FinetuneSettings, listener: Listener | None, processes: Team
                 stages.score("untrained", untrained, sample, stages.student.dialect, stages.size_bytes(base))
         if not run_dir.rows.exists():
             kept = select_rows(stages.task, data.train, None, data.held_out, stages.student.dialect, stages.events,
-                               path=run_dir.rows)  # fmt: skip
+                               path=run_dir.rows, copies=settings.copies, seed=settings.seed)  # fmt: skip
             if not kept.rows:
                 raise RunStopped(
                     f"not one of {len(data.train):,} rows could be kept ({dict(kept.drops)}); check the questions file"

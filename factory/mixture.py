@@ -10,15 +10,14 @@ import hashlib
 import json
 import lzma
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from factory.events import EventLog
 from factory.recipe import Recipe, TaskPart, TextPart
 from factory.tasks import get_task
-from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, HasVariants, Task, TaskError
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Task, TaskError
 
 if TYPE_CHECKING:
     from factory.dataset import TokenRows
@@ -136,27 +135,11 @@ def token_rows(parts: list[Part], recipe: Recipe, data_dir: Path | None, tokeniz
 
 def _task_rows(part: Part, seed: int, events: EventLog) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Proven rows of one part and its variants, with counts of what was lost on the way."""
-    from factory.rows import select_rows
+    from factory.rows import select_rows, vary
 
     rows = select_rows(part.task, part.train, None, part.held_out, DIALECT, events).rows
-    out: list[dict[str, Any]] = list(rows)
-    lost: dict[str, int] = {}
-    by_id = {example.id: example for example in part.train}
-    for copy in range(1, part.recipe.copies):
-        if not isinstance(part.task, HasVariants):
-            out += rows
-            continue
-        random = Random(f"{seed} {part.name} {copy}")
-        for row in rows:
-            example = replace(by_id[row["id"]], reference=row["answer"])
-            try:
-                messages, completion = part.task.variant(example, row["answer"], DIALECT, random)
-            except AnswerError as error:
-                lost[f"variant-{error.reason}"] = lost.get(f"variant-{error.reason}", 0) + 1
-                continue
-            prompt = [message.model_dump(include={"role", "content"}) for message in messages]
-            out.append({"id": f"{row['id']}/{copy}", "prompt": prompt, "completion": completion})
-    return out, lost
+    variants, lost = vary(part.task, part.train, rows, DIALECT, part.recipe.copies, f"{seed} {part.name}")
+    return [*rows, *variants], dict(lost)
 
 
 def _documents(text: TextPart, data_dir: Path | None) -> Iterator[str]:

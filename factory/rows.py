@@ -19,13 +19,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from factory.events import EventLog
 from factory.ledger import Judged, Ledger
-from factory.tasks.task import AnswerError, Dialect, Example, Task
+from factory.tasks.task import AnswerError, Dialect, Example, HasVariants, Task
 
 STAGE = "rows"
+LABELS = "labels"
+"""Source of an answer that came with the data."""
 JACCARD = 0.8
 """Share of common 3-grams from which two questions count as the same."""
 GRAM = 3
@@ -40,6 +43,9 @@ class Selection:
 
     rows: list[Row] = field(default_factory=list)
     drops: Counter[str] = field(default_factory=Counter)
+    variants: list[Row] = field(default_factory=list)
+    """the further copies of `rows`, see `vary`"""
+    lost_variants: Counter[str] = field(default_factory=Counter)
     path: Path | None = None
 
 
@@ -53,10 +59,14 @@ def select_rows(
     *,
     path: Path | None = None,
     teacher: str | None = None,
+    keep_labels: bool = False,
+    copies: int = 1,
+    seed: int = 0,
 ) -> Selection:
     """Rows to train on, in `dialect`, written to `path` (JSON lines) in one step when given and any.
 
-    Answers come from `ledger` (of `teacher`, or of all), or, with `ledger` None, are the examples' own references. The same
+    Answers come from `ledger` (of `teacher`, or of all), or, with `ledger` None, are the examples' own references; with
+    `keep_labels` those also stand in where the ledger's answers were refuted. `copies` above 1 adds variants. The same
     input gives the same bytes. Raises LedgerError when drops cannot be stored, OSError when `path` cannot be written.
     """
     out = Selection(path=path)
@@ -70,11 +80,13 @@ def select_rows(
             stage.advance()
             if ledger is None:
                 picked, reason = example.reference, "no-reference"
-                source = "labels"
+                source = LABELS
             else:
                 choice, reason = pick(verdicts.get(example.id, ()))
                 picked = None if choice is None else choice.canonical
                 source = "" if choice is None else names[choice.key]
+                if choice is None and keep_labels and example.reference is not None:
+                    picked, source = example.reference, LABELS
             made = reason if picked is None else _row(task, example, picked, source, dialect, held, seen)
             if isinstance(made, str):
                 lost.append((made, example.id))
@@ -86,9 +98,39 @@ def select_rows(
         for reason, n in out.drops.most_common():
             stage.drop(reason, n)
         stage.metric(examples=len(examples), rows=len(out.rows), dropped=len(lost))
+        if keep_labels and ledger is not None:
+            stage.metric(from_labels=sum(row["source"] == LABELS for row in out.rows))
+        if copies > 1:
+            out.variants, out.lost_variants = vary(task, examples, out.rows, dialect, copies, seed)
+            stage.metric(variants=len(out.variants), lost_variants=dict(out.lost_variants))
         if path is not None and out.rows:
-            write_jsonl(path, out.rows)
+            write_jsonl(path, [*out.rows, *out.variants])
     return out
+
+
+def vary(
+    task: Task, examples: Sequence[Example], rows: Sequence[Row], dialect: Dialect, copies: int, seed: int | str
+) -> tuple[list[Row], Counter[str]]:
+    """The second to last of `copies` copies of every row, in other variants where the task has them, else as they are; and how
+    many could not be made, by reason. An id's copies are `ID/1`, `ID/2` …"""
+    out: list[Row] = []
+    lost: Counter[str] = Counter()
+    by_id = {example.id: example for example in examples}
+    for copy in range(1, copies):
+        random = Random(f"{seed} {copy}")
+        for row in rows:
+            made = {**row, "id": f"{row['id']}/{copy}"}
+            if isinstance(task, HasVariants):
+                example = replace(by_id[row["id"]], reference=row["answer"])
+                try:
+                    messages, completion = task.variant(example, row["answer"], dialect, random)
+                except AnswerError as error:
+                    lost[f"variant-{error.reason}"] += 1
+                    continue
+                prompt = [message.model_dump(include={"role", "content"}) for message in messages]
+                made |= {"prompt": prompt, "completion": completion}
+            out.append(made)
+    return out, lost
 
 
 def pick(judged: Sequence[Judged]) -> tuple[Judged | None, str]:

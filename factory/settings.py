@@ -92,6 +92,9 @@ class StudentSettings(DataSettings):
     """validation questions asked of teacher and untrained student before anything costly"""
     examples: int | None = Field(None, ge=1)
     """questions to use; default: all"""
+    copies: int = Field(1, ge=1, le=64)
+    """how often each row is taken; every copy after the first in another form, where the task has them (words lost for route,
+    columns in another order for sql)"""
     epochs: float = Field(3.0, gt=0)
     """passes over the kept rows; --minutes may end training earlier"""
     minutes: float | None = Field(None, gt=0)
@@ -131,6 +134,8 @@ class DistillSettings(StudentSettings):
     """ask the teacher under the task's grammar; default: yes for a teacher that runs here, no for an endpoint"""
     method: Method = "sft"
     """sft: verified answers; logits: stored top-k log-probabilities; on-policy: the teacher grades the student's own text"""
+    keep_labels: bool = False
+    """train on the data's own answer where the teacher's was refuted, instead of leaving the question out"""
     samples: int = Field(1, ge=1, le=64)
     """answers asked per question (rejection sampling, majority)"""
     temperature: float = Field(0.7, ge=0)

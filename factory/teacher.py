@@ -72,7 +72,7 @@ TEACHERS: dict[str, Teacher] = {
     "qwen2.5-coder-7b": Teacher("Qwen/Qwen2.5-Coder-7B-Instruct", "Apache-2.0", 7.6, 7.6, 1.09, "qwen2", 32_768),
 }
 
-SPECS = "recorded[:FILE.jsonl], templates, hub:ORG/NAME, ./DIR, gguf:FILE, http://HOST/v1#NAME[,http://HOST2/v1#NAME]"
+SPECS = "recorded[:FILE.jsonl], templates, hub:ORG/NAME, ./DIR, ensemble:DIR,DIR, gguf:FILE, http://HOST/v1#NAME[,http://HOST2/v1#NAME]"
 WAYS_ON = (
     "serve it elsewhere and give --teacher http://HOST/v1#NAME, run its Q4_K_M GGUF with GPU offload through "
     "--teacher gguf:FILE, or start without it: --teacher recorded"
@@ -110,6 +110,8 @@ class TeacherPlan:
     """how it is asked: one of our own models in the dialect it learned"""
     constrained: bool = False
     """whether it is asked under the task's grammar"""
+    members: tuple[str, ...] = ()
+    """of an ensemble: the directories whose probabilities are averaged"""
     notes: tuple[str, ...] = ()
     """what the user should know before going on"""
 
@@ -163,15 +165,19 @@ def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | Non
         if path is None:
             raise TeacherError(f"--teacher {spec!r}: this installation has no embedded teacher; give --teacher recorded, or make "
                                "one with python -m factory.pretrain --recipe teacher and give its directory")  # fmt: skip
-        plan = _directory(spec, path, machine or look_at_machine(), settings.teacher_bits)
+        plan = directory_plan(spec, path, machine or look_at_machine(), settings.teacher_bits)
     elif spec in TEACHERS:
         plan = _local(spec, spec, TEACHERS[spec], machine or look_at_machine(), settings.teacher_bits)
+    elif scheme == "ensemble":
+        from factory.teacher_ensemble import resolve_ensemble
+
+        plan = resolve_ensemble(spec, rest, settings, machine or look_at_machine())
     elif scheme == "hub" and rest.count("/") == 1:
         plan = _local(spec, rest, None, machine or look_at_machine(), settings.teacher_bits)
     elif scheme == "hub":
         raise TeacherError(f"--teacher {spec!r}: a hub model is named hub:ORG/NAME")
     elif spec.startswith((".", "/", "~")) or Path(spec).is_dir():
-        plan = _directory(spec, Path(spec).expanduser(), machine or look_at_machine(), settings.teacher_bits)
+        plan = directory_plan(spec, Path(spec).expanduser(), machine or look_at_machine(), settings.teacher_bits)
     else:
         near = difflib.get_close_matches(spec, TEACHERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"
@@ -278,7 +284,7 @@ def _gguf(spec: str, path: Path, machine: Machine) -> TeacherPlan:
                        notes=("the licence is the base model's: check that it allows training on its answers",))  # fmt: skip
 
 
-def _directory(spec: str, path: Path, machine: Machine, bits: int | None) -> TeacherPlan:
+def directory_plan(spec: str, path: Path, machine: Machine, bits: int | None) -> TeacherPlan:
     try:
         teacher, revision = model_dir(path)
     except ValueError as error:

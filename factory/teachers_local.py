@@ -62,6 +62,11 @@ def load_planned(plan: TeacherPlan, own_device: bool = False) -> tuple[Any, Any]
     from factory.teacher import WAYS_ON, TeacherError
 
     try:
+        if plan.members:
+            from factory.ensemble import Ensemble
+
+            loaded = [load(member, bits=plan.bits, device=plan.device, own_device=own_device) for member in plan.members]
+            return Ensemble([model for model, _ in loaded]), loaded[0][1]
         return load(plan.location, bits=plan.bits, device=plan.device, revision=plan.revision or None, own_device=own_device)
     except NotQuantizedError as error:
         raise TeacherError(f"teacher {plan.name!r}: {error}: {WAYS_ON}") from None

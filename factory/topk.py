@@ -147,7 +147,7 @@ def store_topk(
     reused = len(rows) - len(todo)
     if stage is not None and reused:
         stage.advance(reused)
-    selected = Selected(teacher)
+    selected = [Selected(member) for member in getattr(teacher, "members", None) or [teacher]]
     try:
         # Similar lengths share a batch; a shard is one run of them.
         todo.sort(key=lambda i: int(rows.lengths[i]))
@@ -155,12 +155,13 @@ def store_topk(
             part = todo[start : start + shard_rows]
             _write_shard(_ask(rows, teacher, selected, part, k, vocab, batch, stage), store)
     finally:
-        selected.remove()
+        for one in selected:
+            one.remove()
     return TopkReport(len(rows), store.tokens, len(todo), reused, store.size_bytes)
 
 
 def _ask(
-    rows: TokenRows, teacher: Any, selected: Selected, part: list[int], k: int, vocab: int, batch: int, stage: Stage | None
+    rows: TokenRows, teacher: Any, selected: list[Selected], part: list[int], k: int, vocab: int, batch: int, stage: Stage | None
 ) -> dict[str, np.ndarray]:
     collate = Collator(rows)
     device = next(teacher.parameters()).device
@@ -168,11 +169,13 @@ def _ask(
     for start in range(0, len(part), batch):
         indices = part[start : start + batch]
         made = collate.batch(indices)
-        selected.positions = made.positions.to(device)
+        for one in selected:
+            one.positions = made.positions.to(device)
         with torch.inference_mode():
             logits = teacher(input_ids=made.input_ids.to(device), use_cache=False).logits[:, :vocab]
             best = logits.float().log_softmax(-1).topk(k, dim=-1)
-        selected.positions = None
+        for one in selected:
+            one.positions = None
         ids.append(best.indices.cpu().numpy().astype(np.uint16 if vocab <= 1 << 16 else np.int32))
         logprobs.append(best.values.cpu().numpy().astype(np.float16))
         lengths += [int(rows.lengths[i] - rows.prompt_lengths[i]) for i in indices]

@@ -78,7 +78,7 @@ def shoot(tab: Any, out: Path, name: str) -> None:
                     tab.keyboard.press("Enter")
                     settled(tab)
                     tab.get_by_role("button", name="Ask them").click()
-                    tab.get_by_text("compared with", exact=True).wait_for(timeout=120_000)
+                    tab.get_by_text("compared with", exact=True).first.wait_for(timeout=120_000)
                     tab.locator(".st-key-ask button:not([disabled])").wait_for(timeout=120_000)
                 else:  # tall enough for the pictures below the table
                     tab.set_viewport_size({"width": width, "height": 1900})

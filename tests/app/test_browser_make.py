@@ -149,7 +149,7 @@ def test_two_files_are_exported_measured_and_asked(made: Path, tab: Any) -> None
     tab.get_by_role("tab", name="Side by side").click()
     tab.get_by_role("button", name="Ask them").click()
     tab.locator(".st-key-ask button:not([disabled])").wait_for()
-    tab.get_by_text("compared with", exact=True).wait_for()
+    tab.get_by_text("compared with", exact=True).first.wait_for()
     verdict = re.compile("the same answer|another answer with the same result|a different answer")
     tab.get_by_text(verdict).or_(tab.get_by_role("alert")).first.wait_for()
 

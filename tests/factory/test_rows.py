@@ -13,6 +13,8 @@ import pytest
 from factory.events import EventLog
 from factory.ledger import Answer, Judged, Ledger
 from factory.rows import GramIndex, HeldOut, ngrams, pick, select_rows, write_jsonl
+from factory.tasks.route.labels import LabelSet
+from factory.tasks.route.task import RouteTask
 from factory.tasks.task import Example
 from tests.factory.toy import SumTask, sums
 
@@ -52,6 +54,40 @@ def test_drops_are_counted_in_ledger_events_and_result_alike(tmp_path: Path) -> 
         assert found.rows[0]["source"] == "teach"
     emitted = [(e["reason"], e["n"]) for e in events.events if e["kind"] == "drop"]
     assert sorted(emitted) == sorted(2 * list(found.drops.items()))
+
+
+def test_labels_stand_in_for_refuted_answers_only_when_asked(tmp_path: Path) -> None:
+    examples = [ask("a b c d e", "1"), ask("x y z", "2"), ask("p q r", None)]
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        for example, ok in zip(examples, (True, False, False)):
+            ledger.record(Answer(example.id, "teach", "", "answer", example.id, None, "text"))
+            ledger.judge(Judged(example.id, example.id, ok, "ok" if ok else "wrong", canonical="1" if ok else "7"))
+        assert [row["answer"] for row in select(examples, ledger=ledger).rows] == ["1"]
+        found = select(examples, ledger=ledger, keep_labels=True)
+    assert [(row["answer"], row["source"]) for row in found.rows] == [("1", "teach"), ("2", "labels")]
+    assert found.drops == {"wrong": 1}
+
+
+def test_copies_are_variants_where_the_task_has_them(tmp_path: Path) -> None:
+    plain = select(sums(3), copies=3, path=tmp_path / "sums.jsonl")
+    assert [row["id"] for row in plain.variants] == ["s0/1", "s1/1", "s2/1", "s0/2", "s1/2", "s2/2"]
+    assert plain.variants[4] == {**plain.rows[1], "id": "s1/2"}
+    written = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
+    assert written == [*plain.rows, *plain.variants]
+
+    labels = LabelSet("toy", "toy", {"greeting": "", "farewell": ""})
+    said = "good morning to all of you on this fine and very long day of rest and play"
+    asked = [Example("u", said, labels, labels.id, "greeting", "train")]
+    first, again, other = (
+        select_rows(RouteTask(), asked, None, [], "compact", EventLog(), copies=4, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first.variants == again.variants != other.variants
+    whole = set(said.split())
+    for row in first.variants:
+        assert row["completion"] == first.rows[0]["completion"] and row["question"] == said
+        kept = row["prompt"][0]["content"].split("<q>")[1].split()
+        assert set(kept) <= whole
+    assert any(len(row["prompt"][0]["content"]) < len(first.rows[0]["prompt"][0]["content"]) for row in first.variants)
 
 
 def test_a_refused_answer_gives_its_commonest_reason() -> None:

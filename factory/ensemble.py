@@ -1,0 +1,84 @@
+"""Several causal language models with one tokenizer as one: the mean of their next-token probabilities.
+
+Does: run every member over the same tokens, one key/value cache for all, `log(mean(softmax))` as logits.
+Does not: load members or compare tokenizers (`teachers_local.py`, `teacher.py`). Module of torch code; imported lazily.
+
+Members that were trained apart err apart, so their mean knows more than each (Hansen and Salamon 1990) and is a better teacher
+than its labels where each alone is none (Hinton et al. 2015).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+class Ensemble(nn.Module):
+    """Looks like a transformers causal LM to whatever generates or grades with it; cannot be trained or saved.
+
+    `members`: models with the same token ids; a head may be padded, entries that not all have are left out.
+    """
+
+    def __init__(self, members: Sequence[Any]) -> None:
+        if len(members) < 2:
+            raise ValueError(f"an ensemble needs two models or more, not {len(members)}")
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        first: Any = members[0]
+        self._embeddings = first.get_input_embeddings
+        self.layers = [int(member.config.get_text_config().num_hidden_layers) for member in members]
+        self._head = min((member.get_output_embeddings() for member in members), key=lambda head: int(head.weight.shape[0]))
+        self.vocab = int(self._head.weight.shape[0])
+        self.config = copy.deepcopy(members[0].config.get_text_config())
+        self.config.num_hidden_layers = sum(self.layers)
+        kinds = [getattr(member.config.get_text_config(), "layer_types", None) for member in members]
+        if any(kinds):
+            self.config.layer_types = [
+                kind for own, n in zip(kinds, self.layers, strict=True) for kind in own or ["full_attention"] * n
+            ]
+        contexts = [getattr(member.config.get_text_config(), "max_position_embeddings", None) for member in members]
+        self.config.max_position_embeddings = min((n for n in contexts if n is not None), default=None)
+        self.generation_config = getattr(members[0], "generation_config", None)
+        self.train(False)
+
+    def get_input_embeddings(self) -> Any:
+        return self._embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        return self._head
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+    ) -> CausalLMOutputWithPast:
+        """`input_ids` (B, T) -> logits (B, T or `logits_to_keep`, V) float32: log-probabilities of the members' mean."""
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        said: list[Tensor] = []
+        first = 0
+        for member, count in zip(self.members, self.layers, strict=True):
+            part = None
+            if past_key_values is not None:
+                # The member's own layers of the one cache, under the numbers the member knows them by.
+                part = DynamicCache()
+                part.layers = past_key_values.layers[first : first + count]
+            first += count
+            logits = member(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=part,
+                use_cache=use_cache, logits_to_keep=logits_to_keep,
+            ).logits  # fmt: skip
+            said.append(logits[..., : self.vocab].float().log_softmax(-1))
+        mean: Any = torch.stack(said).logsumexp(0) - math.log(len(said))
+        return CausalLMOutputWithPast(logits=mean, past_key_values=past_key_values if use_cache else None)
