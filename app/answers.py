@@ -19,7 +19,8 @@ def show_answer(talk: Talk, turn: Turn, number: int) -> None:
     if turn.status == "running":
         st.caption("writing …" if turn.text else "thinking …")
         if turn.text:
-            st.code(turn.text, language=None, wrap_lines=True)
+            with st.container(key=f"writing-{number}"):
+                view.plain(turn.text)  # a code block would wait for a megabyte of script
         return
     if state.get("answer"):
         st.markdown(f"**{view.escaped(str(state['answer']))}**")

@@ -42,8 +42,8 @@ if __name__ == "__main__":
         position="top",
     ).run()
 else:
-    from app import access
+    from app import access, prefetch
 
     access.allow_start()
     threading.Thread(target=import_ahead, name="import-ahead", daemon=True).start()
-    app = App(__file__, middleware=access.middleware(), on_script_error=access.reported)
+    app = App(__file__, middleware=[*access.middleware(), *prefetch.middleware()], on_script_error=access.reported)

@@ -37,7 +37,7 @@ QUESTIONS = ("How many visits to Mars were by a rover?", "Who discovered Triton?
 SHOWN = """n => {
   const messages = document.querySelectorAll('[data-testid=stChatMessage]');
   if (messages.length < n) return false;
-  return !!messages[1].querySelector('[data-testid=stCode], [data-testid=stAlert], strong');
+  return !!messages[1].querySelector('[class*=st-key-writing], [data-testid=stCode], [data-testid=stAlert], strong');
 }"""
 DONE = "() => !document.querySelector('.st-key-stop') && document.querySelector('[data-testid=stGraphVizChart] svg')"
 

@@ -84,6 +84,13 @@ def test_three_questions_to_the_bundled_database(tab: Any, app_runs: Path) -> No
     assert lit.count() == 4, "the four nodes that ran are lit"
 
 
+def test_what_an_answer_is_shown_with_is_fetched_before_it_is_asked_for(tab: Any, app_runs: Path) -> None:
+    opened(tab)
+    fetched = "performance.getEntriesByType('resource').map(entry => entry.name).join(' ')"
+    tab.wait_for_function(f"{fetched}.includes('GraphVizChart') && {fetched}.includes('StreamlitSyntaxHighlighter')")
+    assert tab.get_by_test_id("stGraphVizChart").count() == 0
+
+
 def test_an_interrupt_is_approved_and_another_denied(tab: Any, app_runs: Path) -> None:
     opened(tab)
     tab.get_by_role("button", name="Graph and options").click()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import fits, overlong, settled
+from browser import fits, overlong, served, settled
 
 from app.jobs import RUNNING, Jobs
 from app.run_jobs import RUN, jobs_dir
@@ -65,6 +65,21 @@ def scored(run: Path) -> list[int]:
     return [event["step"] for event in trained(run) if event["kind"] == "metric" and "score" in event]
 
 
+def start(tab: Any, name: str, minutes: int) -> None:
+    """Fill the form for a tiny run, look at its plan and start it; returns once it trains."""
+    assert tab.get_by_role("button", name="Start", exact=True).is_disabled(), "the plan comes first"
+    fill(tab, "Minutes", minutes)
+    fill(tab, "Examples", 800)
+    tab.get_by_text("All other settings").click()
+    for label, value in TINY.items():
+        fill(tab, label, value)
+    fill(tab, "Name of the run", name)
+    tab.get_by_role("button", name="Show the plan").click()
+    tab.get_by_text(re.compile("sql: 800 questions to learn from")).wait_for()
+    tab.locator(".st-key-start button:not([disabled])").click()
+    tab.get_by_text(re.compile(r"train: \d+ of \d+ steps, .* left")).wait_for()
+
+
 @pytest.fixture(scope="module")
 def made(browser: Any, app_url: str, app_runs: Path) -> Iterator[Path]:
     """A run that was planned, started, watched, stopped and taken up in the browser, and closed in between; ended afterwards."""
@@ -72,17 +87,7 @@ def made(browser: Any, app_url: str, app_runs: Path) -> Iterator[Path]:
     try:
         context = person(browser, app_url)
         tab = opened(context.new_page(), "make")
-        assert tab.get_by_role("button", name="Start", exact=True).is_disabled(), "the plan comes first"
-        fill(tab, "Minutes", 1)
-        fill(tab, "Examples", 800)
-        tab.get_by_text("All other settings").click()
-        for label, value in TINY.items():
-            fill(tab, label, value)
-        fill(tab, "Name of the run", NAME)
-        tab.get_by_role("button", name="Show the plan").click()
-        tab.get_by_text(re.compile("sql: 800 questions to learn from")).wait_for()
-        tab.locator(".st-key-start button:not([disabled])").click()
-        tab.get_by_text(re.compile(r"train: \d+ of \d+ steps, .* left")).wait_for()
+        start(tab, NAME, 1)
         context.close()  # the tab is gone; the run goes on
         (job,) = jobs.recent(RUN)
         until(lambda: scored(run) or jobs.state(job) not in RUNNING)
@@ -97,6 +102,33 @@ def made(browser: Any, app_url: str, app_runs: Path) -> Iterator[Path]:
         settled(tab)
         context.close()
         yield run
+    finally:
+        for job in jobs.recent():
+            jobs.stop(job, now=True)
+
+
+def test_a_run_outlives_the_app_that_started_it(browser: Any, tmp_path: Path) -> None:
+    runs, name = tmp_path / "runs", "left-alone"
+    runs.mkdir()
+    jobs = Jobs(jobs_dir(runs))
+    try:
+        with served(runs) as url:
+            context = person(browser, url)
+            start(opened(context.new_page(), "make"), name, 5)
+            context.close()
+        (job,) = jobs.recent(RUN)
+        before = len(trained(runs / name))
+        until(lambda: len(trained(runs / name)) > before)  # no app, no browser: it trains
+        assert jobs.state(job) == "running"
+        with served(runs) as url:
+            context = person(browser, url)
+            tab = opened(context.new_page(), "make")
+            choose(tab, "run", name)
+            tab.get_by_text(re.compile(r"train: \d+ of \d+ steps, .* left")).wait_for()
+            tab.get_by_role("button", name="Stop", exact=True).click()
+            tab.get_by_role("button", name="Resume").wait_for()
+            context.close()
+        assert jobs.state(job) == "stopped"
     finally:
         for job in jobs.recent():
             jobs.stop(job, now=True)
