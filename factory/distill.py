@@ -77,7 +77,8 @@ def _lead(settings: DistillSettings, listener: Listener | None, processes: Team)
         if plan is not None and not run_dir.rows.exists():
             with closing(open_teacher(plan, [*data.train, *data.validation])) as teacher:
                 gate(stages, settings, RememberedTeacher(teacher, plan, ledger, "gate"), plan, base, data)
-                ask(stages, settings, teacher, plan, ledger, data)
+                if settings.answers != "labels":
+                    ask(stages, settings, teacher, plan, ledger, data)
             select(stages, settings, plan, ledger, data)
         if stages.makes_questions:
             keep_proven(stages, ledger, data)
@@ -85,7 +86,8 @@ def _lead(settings: DistillSettings, listener: Listener | None, processes: Team)
         more = store_probabilities(stages, settings, plan, base, rows) if plan is not None else {}
         order = None if plan is None else {"teacher": asdict(plan)}
         best = stages.train(base, rows, data, method=settings.method, order=order, **more)
-        stages.finish(best, base, data, next((str(row["source"]) for row in rows if row["source"] != LABELS), LABELS))
+        taught = next((str(row["source"]) for row in rows if row["source"] != LABELS), LABELS if plan is None else plan.name)
+        stages.finish(best, base, data, taught)
         return run_dir.path
 
 
@@ -135,8 +137,9 @@ def select(stages: Stages, settings: DistillSettings, plan: TeacherPlan, ledger:
     """Verified, distinct rows that share nothing with the source's other splits, into train.jsonl."""
     from factory.rows import select_rows
 
-    kept = select_rows(stages.task, data.train, ledger, data.held_out, stages.student.dialect, stages.events,
-                       path=stages.run.rows, teacher=plan.name, keep_labels=settings.keep_labels, copies=settings.copies,
+    source = None if settings.answers == "labels" else ledger
+    kept = select_rows(stages.task, data.train, source, data.held_out, stages.student.dialect, stages.events,
+                       path=stages.run.rows, teacher=plan.name, fill=settings.answers == "both", copies=settings.copies,
                        seed=settings.seed)  # fmt: skip
     if not kept.rows:
         raise RunStopped(f"not one of {len(data.train):,} answers could be kept ({dict(kept.drops)}); "
@@ -233,7 +236,9 @@ def _predicted(settings: DistillSettings, stages: Stages, rows: int) -> str | No
 
     if stages.student.kind != "scratch":
         return None
-    tokens = rows * settings.epochs * sum(mean_tokens(stages.task, stages.read_data().train, stages.student.dialect))
+    tokens = (
+        rows * settings.copies * settings.epochs * sum(mean_tokens(stages.task, stages.read_data().train, stages.student.dialect))
+    )
     return predicted_line(stages.task.name, stages.student.parameters, rows, tokens)
 
 

@@ -91,11 +91,12 @@ def make_plan(
     measured curve."""
     samples = 1 if teacher.replays else settings.samples
     gate = min(settings.gate, validation)
-    calls = max(0, train * samples - already) + gate
+    calls = (0 if settings.answers == "labels" else max(0, train * samples - already)) + gate
+    rows = train * settings.copies
     asked, said = round(calls * ask_tokens[0]), round(calls * ask_tokens[1])
     hours = _asking_s(teacher, calls, asked + said) / 3600
     dollars = _dollars(teacher, asked, said)
-    tokens = round(train * sum(row_tokens))
+    tokens = round(rows * sum(row_tokens))
     training_s = 6e6 * student.parameters * tokens * settings.epochs / TRAIN_FLOPS[_device(student.device)]
     if settings.minutes is not None:
         training_s = min(training_s, 60 * settings.minutes)
@@ -114,7 +115,7 @@ def make_plan(
         ("student", student.title),
         ("  memory", f"needs {student.need_gb:.1f} GB, has {student.have_gb:.1f} GB ({student.device})"),
         *([("  download", f"{student.download_gb:.1f} GB")] if student.download_gb else []),
-        ("training", f"--method {settings.method}: at most {train:,} rows, about {tokens:,} tokens, {settings.epochs:g} epochs"),
+        ("training", f"--method {settings.method}: at most {rows:,} rows, about {tokens:,} tokens, {settings.epochs:g} epochs"),
         ("  time", timed),
         *([("score", f"predicted {predicted}")] if predicted else []),
         ("written", f"{out}/"),
@@ -155,7 +156,8 @@ def _dollars(teacher: TeacherPlan, asked: int, said: int) -> float | None:
 
 def _teacher_line(teacher: TeacherPlan) -> str:
     size = f", {teacher.parameters:.3g} B parameters" if teacher.parameters else ""
-    where = f" ({teacher.location})" if teacher.location and teacher.location != teacher.name else ""
+    place = ", ".join(teacher.members) or teacher.location
+    where = f" ({place})" if place and place != teacher.name else ""
     return f"{teacher.name}{where}{size}, licence: {teacher.license}"
 
 

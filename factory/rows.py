@@ -59,14 +59,14 @@ def select_rows(
     *,
     path: Path | None = None,
     teacher: str | None = None,
-    keep_labels: bool = False,
+    fill: bool = False,
     copies: int = 1,
     seed: int = 0,
 ) -> Selection:
     """Rows to train on, in `dialect`, written to `path` (JSON lines) in one step when given and any.
 
     Answers come from `ledger` (of `teacher`, or of all), or, with `ledger` None, are the examples' own references; with
-    `keep_labels` those also stand in where the ledger's answers were refuted. `copies` above 1 adds variants. The same
+    `fill` those also stand in where the ledger's answers were refuted. `copies` above 1 adds variants. The same
     input gives the same bytes. Raises LedgerError when drops cannot be stored, OSError when `path` cannot be written.
     """
     out = Selection(path=path)
@@ -85,7 +85,7 @@ def select_rows(
                 choice, reason = pick(verdicts.get(example.id, ()))
                 picked = None if choice is None else choice.canonical
                 source = "" if choice is None else names[choice.key]
-                if choice is None and keep_labels and example.reference is not None:
+                if choice is None and fill and example.reference is not None:
                     picked, source = example.reference, LABELS
             made = reason if picked is None else _row(task, example, picked, source, dialect, held, seen)
             if isinstance(made, str):
@@ -98,7 +98,7 @@ def select_rows(
         for reason, n in out.drops.most_common():
             stage.drop(reason, n)
         stage.metric(examples=len(examples), rows=len(out.rows), dropped=len(lost))
-        if keep_labels and ledger is not None:
+        if fill and ledger is not None:
             stage.metric(from_labels=sum(row["source"] == LABELS for row in out.rows))
         if copies > 1:
             out.variants, out.lost_variants = vary(task, examples, out.rows, dialect, copies, seed)

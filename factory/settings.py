@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 Method = Literal["sft", "logits", "on-policy"]
 Adapter = Literal["lora", "qlora", "dora", "none"]
+Answers = Literal["teacher", "both", "labels"]
 Divergence = Literal["forward", "reverse", "js"]
 Optimizer = Literal["adamw", "muon"]
 
@@ -134,8 +135,9 @@ class DistillSettings(StudentSettings):
     """ask the teacher under the task's grammar; default: yes for a teacher that runs here, no for an endpoint"""
     method: Method = "sft"
     """sft: verified answers; logits: stored top-k log-probabilities; on-policy: the teacher grades the student's own text"""
-    keep_labels: bool = False
-    """train on the data's own answer where the teacher's was refuted, instead of leaving the question out"""
+    answers: Answers = "teacher"
+    """teacher: its own, where they prove right; both: the data's where the teacher's were refuted; labels: only the data's, whose
+    probabilities the teacher says token by token (logits)"""
     samples: int = Field(1, ge=1, le=64)
     """answers asked per question (rejection sampling, majority)"""
     temperature: float = Field(0.7, ge=0)
@@ -173,6 +175,13 @@ class DistillSettings(StudentSettings):
                 f"--teacher {self.teacher!r} has no answers for {self.own}: give --questions with their answers, "
                 "--teacher templates (questions in plain words, no model), or a teacher that is a model"
             )
+        if self.answers == "labels" and self.method != "logits":
+            raise ValueError(
+                f"--answers labels with --method {self.method} would not use the teacher: give --method logits, or train on "
+                "labels alone with python -m factory.finetune"
+            )
+        if self.answers != "teacher" and self.own is not None and self.questions is None:
+            raise ValueError(f"--answers {self.answers} needs questions with answers, and {self.own} has none: give --questions")
         if self.method != "sft" and self.teacher.split(":")[0] in ("recorded", "templates"):
             raise ValueError(
                 f"--method {self.method} needs a teacher that gives probabilities; --teacher {self.teacher!r} only replays text: "

@@ -265,6 +265,22 @@ def test_a_student_from_scratch_takes_its_teacher_s_tokenizer(world: World, taug
     assert found[max(found)] < 0.5 * found[1]
 
 
+def test_labels_are_graded_by_an_ensemble_that_is_asked_nothing(world: World, taught: Path, tmp_path: Path) -> None:
+    settings = world.settings(teacher=f"ensemble:{taught},{world.mixtral}", student="scratch:tiny", adapter=None, method="logits",
+                              answers="labels", copies=2, epochs=1, examples=40, force=True, out=tmp_path / "run")  # fmt: skip
+    run = distill.run(DistillSettings(**settings))
+    assert run is not None
+    rows = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    first = [row for row in rows if "/" not in row["id"]]
+    assert len(rows) == 2 * len(first) > 60 and {row["source"] for row in rows} == {"labels"}
+    references = {example.id: example.reference for example in world.examples("train")}
+    assert all(row["answer"] == references[row["id"]] for row in first)
+    assert judged(run) == [], "the teacher has answered nothing but the gate's questions"
+    assert len(list((run / "topk").glob("topk-*.safetensors"))) == 1
+    name = "+".join(path.resolve().name for path in (taught, world.mixtral))
+    assert json.loads((run / "card.json").read_text())["teacher"] == name
+
+
 def test_our_own_student_teaches_the_next(world: World, tmp_path: Path) -> None:
     """A from-scratch teacher is asked in its own dialect, at the gate and for every answer, and passes it on."""
     scratch = world.settings(student="scratch:tiny", adapter=None, learning_rate=None)

@@ -37,6 +37,15 @@ def test_what_the_ledger_holds_is_not_asked_again() -> None:
     assert make_plan(DistillSettings(gate=64), REMOTE, STUDENT, already=900, **SIZES).calls == 164
 
 
+def test_graded_labels_are_not_asked_for_and_copies_are_read() -> None:
+    local = TeacherPlan("s", "local", "a+b", "", "a", device="cpu", parameters=0.01, members=("a", "b"))
+    plan = make_plan(
+        DistillSettings(teacher="ensemble:a,b", method="logits", answers="labels", copies=3), local, STUDENT, **SIZES
+    )
+    assert (plan.calls, plan.training_tokens) == (64, 300_000)
+    assert "a+b (a, b)" in plan.text() and "3,000 rows" in plan.text()
+
+
 def test_unknown_prices_are_said_and_replaying_is_free() -> None:
     plan = make_plan(DistillSettings(), replace(REMOTE, price_in=None), STUDENT, **SIZES)
     assert plan.dollars is None

@@ -63,7 +63,7 @@ def test_labels_stand_in_for_refuted_answers_only_when_asked(tmp_path: Path) -> 
             ledger.record(Answer(example.id, "teach", "", "answer", example.id, None, "text"))
             ledger.judge(Judged(example.id, example.id, ok, "ok" if ok else "wrong", canonical="1" if ok else "7"))
         assert [row["answer"] for row in select(examples, ledger=ledger).rows] == ["1"]
-        found = select(examples, ledger=ledger, keep_labels=True)
+        found = select(examples, ledger=ledger, fill=True)
     assert [(row["answer"], row["source"]) for row in found.rows] == [("1", "teach"), ("2", "labels")]
     assert found.drops == {"wrong": 1}
 
