@@ -22,8 +22,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from app.run_files import NAME_LENGTH, OWN
-from factory.rundir import default_path
+from app.run_files import OWN
+from factory.rundir import NAME_LENGTH, default_path
 from factory.settings import DataSettings, DistillSettings, SettingsError, StudentSettings, build, choices, to_toml
 
 Kind = Literal["choice", "switch", "whole", "number", "text"]
@@ -133,7 +133,7 @@ def settings_from(values: Mapping[str, Any], name: str, root: Path) -> DistillSe
 def run_name(name: str, settings: DistillSettings) -> str:
     """A name for a directory below the runs; empty: the one the command line would choose. Raises SettingsError."""
     if not name.strip():
-        return default_path(settings.task, settings.student, settings.teacher).name[:NAME_LENGTH]
+        return default_path(settings.task, settings.student, settings.teacher).name
     name = name.strip()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or len(name) > NAME_LENGTH or name == OWN:
         raise SettingsError(

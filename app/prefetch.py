@@ -14,6 +14,8 @@ from typing import Any
 
 SHOWN = ("GraphVizChart", "StreamlitSyntaxHighlighter", "DataFrame", "DownloadButton", "Feedback", "Json")
 """Streamlit's parts in the order an answer shows them."""
+ELSEWHERE = ("/media", "/component", "/_stcore", "/static", "/app/")
+"""Paths whose HTML, if any, is no page of the app."""
 HEAD_BYTES = 1 << 14
 """A script's imports stand at its beginning."""
 _IMPORT = re.compile(r"""(?:from|import)\s*["']\./([\w.\-]+\.js)["']""")
@@ -63,7 +65,7 @@ class Prefetch:
         self._app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope.get("path", "/").startswith(ELSEWHERE):
             await self._app(scope, receive, send)
             return
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from factory.rundir import RunDir
+from factory.rundir import NAME_LENGTH, RunDir
 
 OWN = "app"
 """The app's own directory among the runs."""
-NAME_LENGTH = 80
 
 
 class RunError(Exception):

@@ -86,7 +86,9 @@ def _lead(settings: DistillSettings, listener: Listener | None, processes: Team)
         more = store_probabilities(stages, settings, plan, base, rows) if plan is not None else {}
         order = None if plan is None else {"teacher": asdict(plan)}
         best = stages.train(base, rows, data, method=settings.method, order=order, **more)
-        taught = next((str(row["source"]) for row in rows if row["source"] != LABELS), LABELS if plan is None else plan.name)
+        taught = next((str(row["source"]) for row in rows if row["source"] != LABELS), LABELS)
+        if settings.method != "sft" and plan is not None:  # it says every token's probability, whoever gave the answer
+            taught = plan.name
         stages.finish(best, base, data, taught)
         return run_dir.path
 
@@ -141,6 +143,8 @@ def select(stages: Stages, settings: DistillSettings, plan: TeacherPlan, ledger:
     kept = select_rows(stages.task, data.train, source, data.held_out, stages.student.dialect, stages.events,
                        path=stages.run.rows, teacher=plan.name, fill=settings.answers == "both", copies=settings.copies,
                        seed=settings.seed)  # fmt: skip
+    if not kept.rows and source is None:
+        raise RunStopped(f"not one of {len(data.train):,} labels could be kept ({dict(kept.drops)}); check the data's answers")
     if not kept.rows:
         raise RunStopped(f"not one of {len(data.train):,} answers could be kept ({dict(kept.drops)}); "
                          f"read {stages.run.ledger} and choose another --teacher")  # fmt: skip

@@ -3,8 +3,8 @@
 Does: run every member over the same tokens, one key/value cache for all, `log(mean(softmax))` as logits.
 Does not: load members or compare tokenizers (`teachers_local.py`, `teacher.py`). Module of torch code; imported lazily.
 
-Members that were trained apart err apart, so their mean knows more than each (Hansen and Salamon 1990) and is a better teacher
-than its labels where each alone is none (Hinton et al. 2015).
+Members that were trained apart err apart, so their mean is right more often than each (Hansen and Salamon 1990), and teaches a
+student what no single one could (Hinton et al. 2015).
 """
 
 from __future__ import annotations
@@ -23,30 +23,38 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 class Ensemble(nn.Module):
     """Looks like a transformers causal LM to whatever generates or grades with it; cannot be trained or saved.
 
-    `members`: models with the same token ids; a head may be padded, entries that not all have are left out.
+    `members`: models with the same token ids; `vocab`: how many there are (default: entries of the smallest head). What a padded
+    head says beyond them is left out before the mean. Raises ValueError for fewer than two, or a head with fewer entries.
     """
 
-    def __init__(self, members: Sequence[Any]) -> None:
+    def __init__(self, members: Sequence[Any], vocab: int | None = None) -> None:
         if len(members) < 2:
             raise ValueError(f"an ensemble needs two models or more, not {len(members)}")
         super().__init__()
+        heads = [member.get_output_embeddings() for member in members]
+        self._head = min(heads, key=lambda head: int(head.weight.shape[0]))
+        least = int(self._head.weight.shape[0])
+        self.vocab = least if vocab is None else vocab
+        if self.vocab > least:
+            raise ValueError(f"a member has {least} outputs for {self.vocab} tokens; give models of one tokenizer")
         self.members = nn.ModuleList(members)
         first: Any = members[0]
         self._embeddings = first.get_input_embeddings
-        self.layers = [int(member.config.get_text_config().num_hidden_layers) for member in members]
-        self._head = min((member.get_output_embeddings() for member in members), key=lambda head: int(head.weight.shape[0]))
-        self.vocab = int(self._head.weight.shape[0])
-        self.config = copy.deepcopy(members[0].config.get_text_config())
+        self.configs = [member.config.get_text_config() for member in members]
+        self.layers = [int(config.num_hidden_layers) for config in self.configs]
+        self.config = copy.deepcopy(self.configs[0])
         self.config.num_hidden_layers = sum(self.layers)
-        kinds = [getattr(member.config.get_text_config(), "layer_types", None) for member in members]
-        if any(kinds):
-            self.config.layer_types = [
-                kind for own, n in zip(kinds, self.layers, strict=True) for kind in own or ["full_attention"] * n
-            ]
-        contexts = [getattr(member.config.get_text_config(), "max_position_embeddings", None) for member in members]
+        self.config.vocab_size = self.vocab
+        contexts = [getattr(config, "max_position_embeddings", None) for config in self.configs]
         self.config.max_position_embeddings = min((n for n in contexts if n is not None), default=None)
         self.generation_config = getattr(members[0], "generation_config", None)
         self.train(False)
+
+    def new_cache(self) -> DynamicCache:
+        """Keys and values of all members, layer after layer, each as its member's own configuration wants it (`decode.py`)."""
+        cache = DynamicCache()
+        cache.layers = [layer for config in self.configs for layer in DynamicCache(config=config).layers]
+        return cache
 
     def get_input_embeddings(self) -> Any:
         return self._embeddings()
@@ -65,7 +73,7 @@ class Ensemble(nn.Module):
     ) -> CausalLMOutputWithPast:
         """`input_ids` (B, T) -> logits (B, T or `logits_to_keep`, V) float32: log-probabilities of the members' mean."""
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = self.new_cache()
         said: list[Tensor] = []
         first = 0
         for member, count in zip(self.members, self.layers, strict=True):

@@ -135,11 +135,14 @@ def token_rows(parts: list[Part], recipe: Recipe, data_dir: Path | None, tokeniz
 
 def _task_rows(part: Part, seed: int, events: EventLog) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Proven rows of one part and its variants, with counts of what was lost on the way."""
-    from factory.rows import select_rows, vary
+    from factory.rows import HeldOut, select_rows, vary
 
     rows = select_rows(part.task, part.train, None, part.held_out, DIALECT, events).rows
-    variants, lost = vary(part.task, part.train, rows, DIALECT, part.recipe.copies, f"{seed} {part.name}")
-    return [*rows, *variants], dict(lost)
+    if part.recipe.copies == 1:
+        return rows, {}
+    held = HeldOut(part.task, part.held_out)
+    variants, lost = vary(part.task, part.train, rows, held, DIALECT, part.recipe.copies, f"{seed} {part.name}")
+    return [*rows, *variants], {f"variant-{reason}": n for reason, n in lost.items()}
 
 
 def _documents(text: TextPart, data_dir: Path | None) -> Iterator[str]:

@@ -100,6 +100,8 @@ def make_plan(
     training_s = 6e6 * student.parameters * tokens * settings.epochs / TRAIN_FLOPS[_device(student.device)]
     if settings.minutes is not None:
         training_s = min(training_s, 60 * settings.minutes)
+    graded = round(tokens * ask_tokens[0] / max(row_tokens[0], 1)) if settings.method == "logits" else 0
+    grading_s = _asking_s(teacher, 0, graded) if graded else 0.0
     timed = f"about {_duration(training_s / 3600)}" + ("" if settings.minutes is None else f" (--minutes {settings.minutes:g})")
     table = [
         ("task", f"{settings.task}: {train:,} questions to learn from, {validation:,} to validate on"),
@@ -108,10 +110,11 @@ def make_plan(
         *([("  memory", f"needs {teacher.need_gb:.1f} GB, has {teacher.have_gb:.1f} GB ({teacher.device}, {teacher.bits} bit)")]
           if teacher.need_gb else []),
         *([("  download", f"{teacher.download_gb:.1f} GB")] if teacher.download_gb else []),
-        ("calls", _calls_line(teacher, calls, samples, gate, already)),
+        ("calls", _calls_line(teacher, calls, settings.answers == "labels", samples, gate, already)),
         ("  tokens", "none" if teacher.replays else f"about {asked:,} in, {said:,} out"),
         ("  time", "seconds" if teacher.replays else f"about {_duration(hours)}"),
         ("  cost", _cost_line(teacher, dollars, settings.budget_usd)),
+        *([("  grading", f"about {_duration(grading_s / 3600)}, its probabilities of every row")] if grading_s else []),
         ("student", student.title),
         ("  memory", f"needs {student.need_gb:.1f} GB, has {student.have_gb:.1f} GB ({student.device})"),
         *([("  download", f"{student.download_gb:.1f} GB")] if student.download_gb else []),
@@ -161,7 +164,9 @@ def _teacher_line(teacher: TeacherPlan) -> str:
     return f"{teacher.name}{where}{size}, licence: {teacher.license}"
 
 
-def _calls_line(teacher: TeacherPlan, calls: int, samples: int, gate: int, already: int) -> str:
+def _calls_line(teacher: TeacherPlan, calls: int, given: bool, samples: int, gate: int, already: int) -> str:
+    if given:
+        return f"{calls:,} (the gate's; the data's own answers are taken)"
     parts = [f"{calls:,}"]
     parts.append("answers looked up" if teacher.replays else f"({samples} for each question, {gate} for the gate)")
     if already:

@@ -66,7 +66,7 @@ def select_rows(
     """Rows to train on, in `dialect`, written to `path` (JSON lines) in one step when given and any.
 
     Answers come from `ledger` (of `teacher`, or of all), or, with `ledger` None, are the examples' own references; with
-    `fill` those also stand in where the ledger's answers were refuted. `copies` above 1 adds variants. The same
+    `fill` those also stand in where no answer in the ledger proved right. `copies` above 1 adds variants. The same
     input gives the same bytes. Raises LedgerError when drops cannot be stored, OSError when `path` cannot be written.
     """
     out = Selection(path=path)
@@ -98,21 +98,26 @@ def select_rows(
         for reason, n in out.drops.most_common():
             stage.drop(reason, n)
         stage.metric(examples=len(examples), rows=len(out.rows), dropped=len(lost))
-        if fill and ledger is not None:
-            stage.metric(from_labels=sum(row["source"] == LABELS for row in out.rows))
-        if copies > 1:
-            out.variants, out.lost_variants = vary(task, examples, out.rows, dialect, copies, seed)
-            stage.metric(variants=len(out.variants), lost_variants=dict(out.lost_variants))
-        if path is not None and out.rows:
-            write_jsonl(path, [*out.rows, *out.variants])
+        filled = sum(row["source"] == LABELS for row in out.rows) if ledger is not None else 0
+        if filled:
+            stage.warn(f"{filled:,} rows have the data's own answer: the teacher's did not prove right")
+    if copies > 1 and out.rows:
+        with events.stage("variants", total=len(out.rows) * (copies - 1), unit="rows") as stage:
+            out.variants, out.lost_variants = vary(task, examples, out.rows, held, dialect, copies, seed)
+            for reason, n in out.lost_variants.most_common():
+                stage.drop(reason, n)
+            stage.metric(rows=len(out.variants), dropped=out.lost_variants.total())
+    if path is not None and out.rows:
+        write_jsonl(path, [*out.rows, *out.variants])
     return out
 
 
 def vary(
-    task: Task, examples: Sequence[Example], rows: Sequence[Row], dialect: Dialect, copies: int, seed: int | str
+    task: Task, examples: Sequence[Example], rows: Sequence[Row], held: HeldOut, dialect: Dialect, copies: int, seed: int | str
 ) -> tuple[list[Row], Counter[str]]:
     """The second to last of `copies` copies of every row, in other variants where the task has them, else as they are; and how
-    many could not be made, by reason. An id's copies are `ID/1`, `ID/2` …"""
+    many could not be taken, by reason: a question put another way must not overlap held-out data either. An id's copies are
+    `ID/1`, `ID/2` …"""
     out: list[Row] = []
     lost: Counter[str] = Counter()
     by_id = {example.id: example for example in examples}
@@ -123,10 +128,15 @@ def vary(
             if isinstance(task, HasVariants):
                 example = replace(by_id[row["id"]], reference=row["answer"])
                 try:
-                    messages, completion = task.variant(example, row["answer"], dialect, random)
+                    question, messages, completion = task.variant(example, row["answer"], dialect, random)
                 except AnswerError as error:
-                    lost[f"variant-{error.reason}"] += 1
+                    lost[f"not-in-dialect-{error.reason}"] += 1
                     continue
+                if question != example.question:
+                    reason = held.overlap(task.overlap_keys(replace(example, question=question)), ngrams(question))
+                    if reason is not None:
+                        lost[reason] += 1
+                        continue
                 prompt = [message.model_dump(include={"role", "content"}) for message in messages]
                 made |= {"prompt": prompt, "completion": completion}
             out.append(made)

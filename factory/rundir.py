@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from pydantic import BaseModel
 
 from factory.settings import SettingsError, to_toml
 
+NAME_LENGTH = 80
+"""Characters of a default directory's name."""
 FREE_BYTES = 64 * 1024**2
 """Least free disk to start with; what checkpoints and weights will take is not counted."""
 
@@ -135,13 +138,20 @@ def differences(config: Path, settings: BaseModel) -> dict[str, tuple[Any, Any]]
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{config}: not valid TOML ({error}); give another --out") from None
     new = tomllib.loads(to_toml(settings))
+    # A setting that the run's release did not know had, in effect, the value that is its default now.
+    fields = type(settings).model_fields
+    before = {name: fields[name].default for name in new.keys() - old.keys() if name in fields} | old
     names = sorted((old.keys() | new.keys()) - PASSING)
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    return {name: (before.get(name), new.get(name)) for name in names if before.get(name) != new.get(name)}
 
 
 def default_path(*parts: str) -> Path:
-    """runs/PART-PART-… with everything but letters, digits, dot and dash made a dash."""
-    return Path("runs") / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts)).strip("-.").lower()
+    """runs/PART-PART-… with everything but letters, digits, dot and dash made a dash; a long name ends in a hash of the whole."""
+    whole = "-".join(parts)
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", whole).strip("-.").lower()
+    if len(name) > NAME_LENGTH:
+        name = f"{name[: NAME_LENGTH - 9].rstrip('-.')}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return Path("runs") / name
 
 
 def _lock(path: Path) -> IO[str]:

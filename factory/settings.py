@@ -128,7 +128,7 @@ class DistillSettings(StudentSettings):
     """`python -m factory.distill`: from a task and a teacher to a small trained model."""
 
     teacher: str = "recorded"
-    """teacher name, hub:org/name, ./dir, gguf:file, http://host/v1#name[,…], recorded[:FILE.jsonl], templates"""
+    """name, hub:org/name, ./dir, ensemble:dir,dir, gguf:file, http://host/v1#name[,…], recorded[:FILE.jsonl], templates"""
     teacher_bits: Literal[4, 16] | None = None
     """bits of a local teacher's weights; default: 16 where they fit, else 4"""
     constrain_teacher: bool | None = None
@@ -136,7 +136,7 @@ class DistillSettings(StudentSettings):
     method: Method = "sft"
     """sft: verified answers; logits: stored top-k log-probabilities; on-policy: the teacher grades the student's own text"""
     answers: Answers = "teacher"
-    """teacher: its own, where they prove right; both: the data's where the teacher's were refuted; labels: only the data's, whose
+    """teacher: its own, where they prove right; both: the data's where the teacher's did not; labels: only the data's, whose
     probabilities the teacher says token by token (logits)"""
     samples: int = Field(1, ge=1, le=64)
     """answers asked per question (rejection sampling, majority)"""
@@ -177,8 +177,8 @@ class DistillSettings(StudentSettings):
             )
         if self.answers == "labels" and self.method != "logits":
             raise ValueError(
-                f"--answers labels with --method {self.method} would not use the teacher: give --method logits, or train on "
-                "labels alone with python -m factory.finetune"
+                f"--answers labels is for --method logits, not {self.method!r}: give it, or train on labels alone with "
+                "python -m factory.finetune"
             )
         if self.answers != "teacher" and self.own is not None and self.questions is None:
             raise ValueError(f"--answers {self.answers} needs questions with answers, and {self.own} has none: give --questions")

@@ -177,11 +177,12 @@ class Stages:
     def summary(self) -> str:
         """The plan of a run without a teacher: what is learned from, by whom, with how much memory, written where."""
         data, student = self.read_data(), self.student
+        rows = len(data.train) * self.settings.copies
         lines = {
             "task": f"{self.task.name}: {len(data.train):,} questions to learn from, {len(data.validation):,} to validate on",
             "student": student.title,
             "memory": f"needs {student.need_gb:.1f} GB, has {student.have_gb:.1f} GB ({student.device})",
-            "training": f"adapter {student.adapter}, at most {self.settings.epochs:g} epochs",
+            "training": f"adapter {student.adapter}, at most {rows:,} rows, {self.settings.epochs:g} epochs",
             "written": f"{self.path}/",
         }
         return "".join(f"{name:<10} {text}\n" for name, text in lines.items())

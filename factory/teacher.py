@@ -91,7 +91,7 @@ class TeacherPlan:
     revision: str
     """commit, file hash or "" (an endpoint); part of every ledger key"""
     location: str
-    """directory, hub id, file or endpoints"""
+    """directory (an ensemble: of its first member), hub id, file or endpoints"""
     license: str = "not stated"
     bits: int = 16
     device: Literal["cuda", "cpu", "remote", "none"] = "none"
@@ -165,7 +165,7 @@ def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | Non
         if path is None:
             raise TeacherError(f"--teacher {spec!r}: this installation has no embedded teacher; give --teacher recorded, or make "
                                "one with python -m factory.pretrain --recipe teacher and give its directory")  # fmt: skip
-        plan = directory_plan(spec, path, machine or look_at_machine(), settings.teacher_bits)
+        plan = _directory(spec, path, machine or look_at_machine(), settings.teacher_bits)
     elif spec in TEACHERS:
         plan = _local(spec, spec, TEACHERS[spec], machine or look_at_machine(), settings.teacher_bits)
     elif scheme == "ensemble":
@@ -177,7 +177,7 @@ def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | Non
     elif scheme == "hub":
         raise TeacherError(f"--teacher {spec!r}: a hub model is named hub:ORG/NAME")
     elif spec.startswith((".", "/", "~")) or Path(spec).is_dir():
-        plan = directory_plan(spec, Path(spec).expanduser(), machine or look_at_machine(), settings.teacher_bits)
+        plan = _directory(spec, Path(spec).expanduser(), machine or look_at_machine(), settings.teacher_bits)
     else:
         near = difflib.get_close_matches(spec, TEACHERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"
@@ -284,17 +284,22 @@ def _gguf(spec: str, path: Path, machine: Machine) -> TeacherPlan:
                        notes=("the licence is the base model's: check that it allows training on its answers",))  # fmt: skip
 
 
-def directory_plan(spec: str, path: Path, machine: Machine, bits: int | None) -> TeacherPlan:
+def _directory(spec: str, path: Path, machine: Machine, bits: int | None) -> TeacherPlan:
+    known, revision = directory_teacher(spec, path)
+    plan = fit(TeacherPlan(spec, "local", path.resolve().name, revision, str(path)), known, machine, bits)
+    return replace(plan, tokenizer=None, dialect=dialect_of(path), notes=(*plan.notes, *license_note(known.license)))
+
+
+def directory_teacher(spec: str, path: Path) -> tuple[Teacher, str]:
+    """(sizes and licence of a model directory, hash of its contents). Raises TeacherError."""
     try:
-        teacher, revision = model_dir(path)
+        found, revision = model_dir(path)
     except ValueError as error:
         raise TeacherError(f"--teacher {spec!r}: {error}") from None
-    known = Teacher(str(path), teacher.license, teacher.billions, teacher.billions, teacher.embedding, "", teacher.context)
-    plan = _fit(TeacherPlan(spec, "local", path.resolve().name, revision, str(path)), known, machine, bits)
-    return replace(plan, tokenizer=None, dialect=_dialect(path), notes=(*plan.notes, *_license_note(teacher.license)))
+    return Teacher(str(path), found.license, found.billions, found.billions, found.embedding, "", found.context), revision
 
 
-def _dialect(path: Path) -> Dialect:
+def dialect_of(path: Path) -> Dialect:
     """What a model directory of ours learned, by its card (or, untrained, by its mark); any other model is asked plainly."""
     if (path / FILE_NAME).is_file():
         return Card.load(path).dialect
@@ -306,14 +311,14 @@ def _local(spec: str, name: str, teacher: Teacher | None, machine: Machine, bits
     model_id = teacher.model_id if teacher is not None else name
     plan = TeacherPlan(spec, "local", name, "", model_id)
     if teacher is not None:
-        plan = _fit(plan, teacher, machine, bits)
+        plan = fit(plan, teacher, machine, bits)
     state = hub_state(model_id)
     if state.problem is not None:
         raise TeacherError(f"teacher {name!r} ({model_id}): {state.problem}")
     if teacher is None:
         teacher = Teacher(model_id, state.license, state.billions, state.billions, 0.0, "", 0)
-        plan = _fit(plan, teacher, machine, bits)
-    notes = (*plan.notes, *_license_note(teacher.license))
+        plan = fit(plan, teacher, machine, bits)
+    notes = (*plan.notes, *license_note(teacher.license))
     download = 0.0 if state.cached else teacher.gb_16
     if download > machine.disk_gb:
         raise TeacherError(f"teacher {name!r} ({model_id}): the download of {download:.0f} GB does not fit the "
@@ -322,7 +327,7 @@ def _local(spec: str, name: str, teacher: Teacher | None, machine: Machine, bits
     return replace(plan, revision=state.revision, download_gb=download, notes=notes)
 
 
-def _fit(plan: TeacherPlan, teacher: Teacher, machine: Machine, bits: int | None) -> TeacherPlan:
+def fit(plan: TeacherPlan, teacher: Teacher, machine: Machine, bits: int | None) -> TeacherPlan:
     """Choose device and precision: the GPU in 16 bit, in 4 bit, then the CPU likewise; `bits` leaves that choice out."""
     wide, narrow = (weights_gb * 1.1 + 1.0 for weights_gb in (teacher.gb_16, teacher.gb_4))
     options: list[tuple[Literal["cuda", "cpu"], int, float, float]] = [
@@ -347,7 +352,7 @@ def _fit(plan: TeacherPlan, teacher: Teacher, machine: Machine, bits: int | None
     )
 
 
-def _license_note(name: str) -> tuple[str, ...]:
+def license_note(name: str) -> tuple[str, ...]:
     if name.lower() in OPEN_LICENSES:
         return ()
     return (f"licence {name!r}: check that it allows training on its answers",)

@@ -1,6 +1,6 @@
 """`--teacher ensemble:DIR,DIR`: several model directories as one teacher, checked before any weights are read.
 
-Does: plan every member, see that dialects and token ids agree and that all fit this machine together.
+Does: find the members, see that dialects and token ids agree and that all fit this machine together, on one device at one width.
 Does not: load weights (`teachers_local.py`) or average (`ensemble.py`).
 """
 
@@ -15,7 +15,10 @@ from factory.embedded import NAME as EMBEDDED
 from factory.embedded import embedded_dir
 from factory.machine import Machine
 from factory.settings import DistillSettings
-from factory.teacher import TeacherError, TeacherPlan, directory_plan
+from factory.teacher import Teacher, TeacherError, TeacherPlan, dialect_of, directory_teacher, fit, license_note
+
+OWN = {EMBEDDED: "teacher", f"{EMBEDDED}-base": "base"}
+"""Names that stand for embedded models."""
 
 
 def resolve_ensemble(spec: str, rest: str, settings: DistillSettings, machine: Machine) -> TeacherPlan:
@@ -25,30 +28,47 @@ def resolve_ensemble(spec: str, rest: str, settings: DistillSettings, machine: M
     names = [part.strip() for part in rest.split(",") if part.strip()]
     if len(names) < 2:
         raise TeacherError(f"--teacher {spec!r}: an ensemble is two model directories or more, ensemble:DIR,DIR")
-    own = {EMBEDDED: "teacher", f"{EMBEDDED}-base": "base"}
-    paths = [embedded_dir(own[name]) or Path(name) if name in own else Path(name).expanduser() for name in names]
+    if settings.method == "on-policy":
+        raise TeacherError(f"--teacher {spec!r}: an ensemble cannot grade on-policy, it has no hidden states; choose --method "
+                           "logits or sft")  # fmt: skip
+    paths = [_path(spec, name) for name in names]
     if len({path.resolve() for path in paths}) < len(paths):
         raise TeacherError(f"--teacher {spec!r}: the same model twice says nothing new; give different directories")
-    plans = [directory_plan(spec, path, machine, settings.teacher_bits) for path in paths]
-    if len({plan.dialect for plan in plans}) > 1:
-        said = ", ".join(f"{name}: {plan.dialect}" for name, plan in zip(names, plans, strict=True))
+    found = [directory_teacher(spec, path) for path in paths]
+    dialects = [dialect_of(path) for path in paths]
+    if len(set(dialects)) > 1:
+        said = ", ".join(f"{name}: {dialect}" for name, dialect in zip(names, dialects, strict=True))
         raise TeacherError(f"--teacher {spec!r}: its members learned different dialects ({said}); give models of one dialect")
     _one_tokenizer(spec, names, paths)
-    need = sum(plan.need_gb for plan in plans)
-    if need > plans[0].have_gb:
-        raise TeacherError(f"--teacher {spec!r}: its members need {need:.1f} GB together and this machine has "
-                           f"{plans[0].have_gb:.1f} GB free; give fewer or smaller ones")  # fmt: skip
-    return replace(
-        plans[0], name="+".join(plan.name for plan in plans), need_gb=need, parameters=sum(plan.parameters for plan in plans),
-        active=sum(plan.active for plan in plans), members=tuple(str(path) for path in paths),
-        revision=hashlib.sha256("+".join(plan.revision for plan in plans).encode()).hexdigest()[: len(plans[0].revision) or 16],
-        license=" and ".join(dict.fromkeys(plan.license for plan in plans)),
-        context=min((plan.context for plan in plans if plan.context), default=None),
-        notes=tuple(dict.fromkeys(note for plan in plans for note in plan.notes)),
+    members = [member for member, _ in found]
+    whole = Teacher(
+        str(paths[0]), " and ".join(dict.fromkeys(member.license for member in members)), sum(m.total for m in members),
+        sum(m.active for m in members), sum(m.embedding for m in members), "",
+        min((m.context for m in members if m.context), default=0),
     )  # fmt: skip
+    revision = hashlib.sha256("+".join(hash for _, hash in found).encode()).hexdigest()[:16]
+    plan = TeacherPlan(spec, "local", "+".join(path.resolve().name for path in paths), revision, str(paths[0]))
+    plan = fit(plan, whole, machine, settings.teacher_bits)
+    notes = dict.fromkeys(note for member in members for note in license_note(member.license))
+    return replace(plan, tokenizer=None, dialect=dialects[0], members=tuple(map(str, paths)), notes=(*plan.notes, *notes))
+
+
+def _path(spec: str, name: str) -> Path:
+    if name in OWN:
+        own = embedded_dir(OWN[name])
+        if own is None:
+            raise TeacherError(f"--teacher {spec!r}: this installation has no {name} model; give its directory, or make one with "
+                               f"python -m factory.pretrain --recipe {OWN[name]}")  # fmt: skip
+        return own
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise TeacherError(f"--teacher {spec!r}: there is no directory {name}; an ensemble's members are model directories, or "
+                           f"{', '.join(OWN)}")  # fmt: skip
+    return path
 
 
 def _one_tokenizer(spec: str, names: Sequence[str], paths: Sequence[Path]) -> None:
+    """Every member must mean the same by a token id, added ones included, and by a conversation."""
     from factory.teachers_local import load_tokenizer
     from factory.tokenizer_match import compare_tokenizers
 
@@ -58,6 +78,15 @@ def _one_tokenizer(spec: str, names: Sequence[str], paths: Sequence[Path]) -> No
         raise TeacherError(f"--teacher {spec!r}: a tokenizer cannot be read ({str(error).splitlines()[0]})") from None
     for name, other in zip(names[1:], others, strict=True):
         report = compare_tokenizers(first, other)
-        if not report.agree:
-            raise TeacherError(f"--teacher {spec!r}: token ids of {names[0]} and {name} mean different things, {report}; give "
+        why = "" if report.agree else str(report)
+        for what, of in (
+            ("their sizes", len),
+            ("their added tokens", lambda one: one.get_added_vocab()),
+            ("their end tokens", lambda one: one.eos_token_id),
+            ("their chat templates", lambda one: one.chat_template),
+        ):
+            if not why and of(first) != of(other):
+                why = f"{what} differ"
+        if why:
+            raise TeacherError(f"--teacher {spec!r}: token ids of {names[0]} and {name} mean different things, {why}; give "
                                "models of one tokenizer")  # fmt: skip

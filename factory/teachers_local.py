@@ -61,18 +61,22 @@ def load_planned(plan: TeacherPlan, own_device: bool = False) -> tuple[Any, Any]
 
     from factory.teacher import WAYS_ON, TeacherError
 
+    at = plan.location
     try:
         if plan.members:
             from factory.ensemble import Ensemble
 
-            loaded = [load(member, bits=plan.bits, device=plan.device, own_device=own_device) for member in plan.members]
-            return Ensemble([model for model, _ in loaded]), loaded[0][1]
+            loaded = []
+            for member in plan.members:
+                at = member
+                loaded.append(load(member, bits=plan.bits, device=plan.device, own_device=own_device))
+            return Ensemble([model for model, _ in loaded], len(loaded[0][1])), loaded[0][1]
         return load(plan.location, bits=plan.bits, device=plan.device, revision=plan.revision or None, own_device=own_device)
     except NotQuantizedError as error:
         raise TeacherError(f"teacher {plan.name!r}: {error}: {WAYS_ON}") from None
     except (OSError, ValueError, torch.cuda.OutOfMemoryError) as error:
         first = (str(error).splitlines() or [repr(error)])[0]
-        raise TeacherError(f"teacher {plan.name!r} ({plan.location}) cannot be loaded: {first}: {WAYS_ON}") from None
+        raise TeacherError(f"teacher {plan.name!r} ({at}) cannot be loaded: {first}: {WAYS_ON}") from None
 
 
 def load(location: str, bits: int, device: str, revision: str | None = None, own_device: bool = False) -> tuple[Any, Any]:

@@ -198,7 +198,8 @@ class Batch:
 @torch.inference_mode()
 def new_cache(model: Any) -> tuple[DynamicCache, list[RoomyLayer]]:
     """A fresh cache for this architecture and its layers; none are listed when some are of another kind (sliding windows)."""
-    cache = DynamicCache(config=_inner(model).config)
+    own = getattr(model, "new_cache", None)  # a model of several (`factory.ensemble`) knows its layers better than one config
+    cache: DynamicCache = own() if own is not None else DynamicCache(config=_inner(model).config)
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return cache, []
     layers = [RoomyLayer() for _ in cache.layers]  # type: ignore[no-untyped-call]

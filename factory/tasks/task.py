@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -165,12 +165,20 @@ class HasForms(Protocol):
         ...
 
 
+class Variant(NamedTuple):
+    """A question put another way: its words, the prompt and the completion."""
+
+    question: str
+    messages: tuple[Message, ...]
+    completion: str
+
+
 @runtime_checkable
 class HasVariants(Protocol):
     """A task that can put one question in several equal ways, so that a student does not learn what does not matter."""
 
-    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> tuple[tuple[Message, ...], str]:
-        """Prompt and completion of one such way (sql: the columns in another order). Raises AnswerError as `encode` does."""
+    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> Variant:
+        """One such way (sql: the columns in another order). Raises AnswerError as `encode` does."""
         ...
 
 

@@ -43,6 +43,7 @@ def test_graded_labels_are_not_asked_for_and_copies_are_read() -> None:
         DistillSettings(teacher="ensemble:a,b", method="logits", answers="labels", copies=3), local, STUDENT, **SIZES
     )
     assert (plan.calls, plan.training_tokens) == (64, 300_000)
+    assert "64 (the gate's; the data's own answers are taken)" in plan.text() and "  grading" in plan.text()
     assert "a+b (a, b)" in plan.text() and "3,000 rows" in plan.text()
 
 

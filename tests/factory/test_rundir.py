@@ -131,6 +131,15 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     run.close()
 
 
+def test_a_setting_that_an_older_run_did_not_know_had_its_default(tmp_path):
+    made = DistillSettings(teacher="recorded")
+    older = tmp_path / "config.toml"
+    lines = [line for line in to_toml(made).splitlines() if not line.startswith(("copies", "answers"))]
+    older.write_text("\n".join(lines))
+    assert differences(older, made) == {}
+    assert differences(older, DistillSettings(teacher="recorded", copies=3)) == {"copies": (1, 3)}
+
+
 def test_differences_name_old_and_new(tmp_path):
     (tmp_path / "config.toml").write_text(to_toml(DistillSettings(rank=8, budget_usd=1, price_in=1, price_out=1)))
     assert differences(tmp_path / "config.toml", DistillSettings(rank=8)) == {}

@@ -90,7 +90,7 @@ def test_every_default_but_none_survives_the_file(tmp_path):
     [
         ({"rank": "zz"}, "call: rank cannot be 'zz'"),
         ({"rank": 0}, "rank cannot be 0: input should be greater than or equal to 1"),
-        ({"answers": "labels"}, "--answers labels with --method sft would not use the teacher: give --method logits"),
+        ({"answers": "labels"}, "--answers labels is for --method logits, not 'sft'"),
         ({"answers": "both", "db": "shop.sqlite", "teacher": "templates"}, "--answers both needs questions with answers"),
         ({"method": "dpo"}, "method cannot be 'dpo': choose from sft, logits, on-policy"),
         ({"adapter": 3}, "adapter cannot be 3: choose from lora, qlora, dora, none"),

@@ -22,7 +22,7 @@ from factory.tasks.route.labels import OOS_TOKEN, OUT_OF_SCOPE, LabelSet
 from factory.tasks.route.prompt import PROMPT_TOKENS, render_prompt
 from factory.tasks.route.summary import summarize, thresholds
 from factory.tasks.route.weigh import ALTERNATIVES, outside, weigh
-from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Reliability, Score, Summary, TaskError, Verdict
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Reliability, Score, Summary, TaskError, Variant, Verdict
 
 if TYPE_CHECKING:
     from agents.card import Card
@@ -57,10 +57,10 @@ class RouteTask:
     def encode(self, example: Example, answer: str, dialect: Dialect) -> str:
         return _labels(example).encode(answer, dialect)
 
-    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> tuple[tuple[Message, ...], str]:
+    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> Variant:
         """The utterance with some words lost; see `HasVariants`."""
         thinned = replace(example, question=lose_words(example.question, random))
-        return self.messages(thinned, dialect), self.encode(thinned, answer, dialect)
+        return Variant(thinned.question, self.messages(thinned, dialect), self.encode(thinned, answer, dialect))
 
     def decode(self, example: Example, completion: str, dialect: Dialect) -> str:
         return _labels(example).decode(completion, dialect)

@@ -21,7 +21,7 @@ from factory.tasks.sql import sources
 from factory.tasks.sql.database import Database, ExecError
 from factory.tasks.sql.link import Match, link
 from factory.tasks.sql.one_table import SchemaForm, learned_form
-from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Score, TaskError, Verdict
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Score, TaskError, Variant, Verdict
 
 if TYPE_CHECKING:
     from agents.card import Card
@@ -95,7 +95,7 @@ class SqlTask:
 
         return encode(_database(example), example.question, self.matches(example), answer, dialect)
 
-    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> tuple[tuple[Message, ...], str]:
+    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> Variant:
         """The columns (and tables) in another order; see `HasVariants`."""
         from factory.tasks.sql.dialect import encode
         from factory.tasks.sql.prompt import render_prompt
@@ -103,7 +103,8 @@ class SqlTask:
         database, matches = _database(example), self.matches(example)
         order = list(range(len(database.schema.columns)))
         random.shuffle(order)
-        return (
+        return Variant(
+            example.question,
             render_prompt(database, example.question, matches, dialect, order),
             encode(database, example.question, matches, answer, dialect, order),
         )

@@ -16,7 +16,7 @@ def test_a_variant_asks_for_the_same_label_with_some_of_the_words() -> None:
     random, thinner = Random(3), 0
     for example in examples:
         assert example.reference is not None
-        messages, completion = task.variant(example, example.reference, "compact", random)
+        _, messages, completion = task.variant(example, example.reference, "compact", random)
         said = messages[-1].content.split()
         whole = task.messages(example, "compact")[-1].content.split()
         assert task.decode(example, completion, "compact") == example.reference
