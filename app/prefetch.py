@@ -16,6 +16,8 @@ SHOWN = ("GraphVizChart", "StreamlitSyntaxHighlighter", "DataFrame", "DownloadBu
 """Streamlit's parts in the order an answer shows them."""
 ELSEWHERE = ("/media", "/component", "/_stcore", "/static", "/app/")
 """Paths whose HTML, if any, is no page of the app."""
+LEAST_BYTES = 40_000
+"""Smaller scripts are left to their moment: each request costs the server some of the first page's time."""
 HEAD_BYTES = 1 << 14
 """A script's imports stand at its beginning."""
 _IMPORT = re.compile(r"""(?:from|import)\s*["']\./([\w.\-]+\.js)["']""")
@@ -23,7 +25,7 @@ _ENTRY = re.compile(r"""src=["']\./static/js/([\w.\-]+\.js)["']""")
 
 
 def scripts(static: Path | None = None) -> tuple[str, ...]:
-    """Names of the scripts of `SHOWN` and of all they import, less those that every page loads; () where none is found."""
+    """Names of the large scripts among `SHOWN` and all they import, less those that every page loads; () where none is found."""
     if static is None:
         import streamlit
 
@@ -35,7 +37,8 @@ def scripts(static: Path | None = None) -> tuple[str, ...]:
     except OSError:
         return ()
     loaded = set(reached(js, entry))
-    return tuple(name for name in reached(js, [known[part] for part in SHOWN if part in known]) if name not in loaded)
+    needed = (name for name in reached(js, [known[part] for part in SHOWN if part in known]) if name not in loaded)
+    return tuple(name for name in needed if (js / name).stat().st_size >= LEAST_BYTES)
 
 
 def reached(js: Path, names: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 import streamlit
 
 from app import prefetch
@@ -26,15 +27,22 @@ def static(place: Path) -> Path:
     return place
 
 
-def test_a_part_comes_with_what_it_imports_and_without_what_every_page_has(tmp_path: Path) -> None:
-    assert prefetch.scripts(static(tmp_path)) == ("DataFrame.cc.js", "grid.dd.js")
+def test_a_part_comes_with_what_it_imports_and_without_what_every_page_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prefetch.scripts(static(tmp_path)) == (), "small ones are left to their moment"
+    with (tmp_path / "static" / "js" / "grid.dd.js").open("a") as file:
+        file.write(" " * prefetch.LEAST_BYTES)
+    assert prefetch.scripts(tmp_path) == ("grid.dd.js",)
+    monkeypatch.setattr(prefetch, "LEAST_BYTES", 0)
+    assert prefetch.scripts(tmp_path) == ("DataFrame.cc.js", "grid.dd.js")
     assert prefetch.scripts(tmp_path / "nothing") == ()
 
 
 def test_the_installed_streamlit_has_the_parts_that_an_answer_needs() -> None:
     js = Path(streamlit.__file__).parent / "static" / "static" / "js"
     names = prefetch.scripts()
-    assert {name.split(".")[0] for name in names} >= set(prefetch.SHOWN)
+    assert {name.split(".")[0] for name in names} >= {"GraphVizChart", "StreamlitSyntaxHighlighter", "DataFrame"}
     assert len(set(names)) == len(names) and all((js / name).is_file() for name in names)
     assert len(prefetch.link()) < 3500, "a proxy's buffer for all headers is 4 KB"
 
