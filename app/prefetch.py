@@ -1,6 +1,6 @@
 """What an answer is shown with, fetched by the browser while its reader still reads the page.
 
-Does: name the scripts of Streamlit that a first answer needs (code, table, graph: 4 MB, loaded only when first shown) in a `Link`
+Does: name the scripts of Streamlit that a first answer needs (graph, code, table: 4 MB, loaded only when first shown) in a `Link`
 header of every page, so that the browser fetches them when it has nothing else to do (RFC 8288, `rel=prefetch`).
 Does not: serve them, or fail where a release of Streamlit names its scripts otherwise: then they load when they are shown.
 """
@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("GraphVizChart", "StreamlitSyntaxHighlighter", "DataFrame", "DownloadButton", "Feedback", "Json")
-"""Streamlit's parts in the order an answer shows them."""
+SHOWN = ("GraphVizChart", "StreamlitSyntaxHighlighter", "DataFrame")
+"""Streamlit's large parts in the order an answer shows them."""
 ELSEWHERE = ("/media", "/component", "/_stcore", "/static", "/app/")
 """Paths whose HTML, if any, is no page of the app."""
 LEAST_BYTES = 40_000
@@ -62,7 +62,7 @@ def link() -> bytes:
 
 
 class Prefetch:
-    """ASGI middleware that adds `link` to HTML pages."""
+    """ASGI middleware that adds `link` to the app's pages, answered well."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

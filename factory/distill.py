@@ -143,11 +143,12 @@ def select(stages: Stages, settings: DistillSettings, plan: TeacherPlan, ledger:
     kept = select_rows(stages.task, data.train, source, data.held_out, stages.student.dialect, stages.events,
                        path=stages.run.rows, teacher=plan.name, fill=settings.answers == "both", copies=settings.copies,
                        seed=settings.seed)  # fmt: skip
-    if not kept.rows and source is None:
+    if kept.rows:
+        return
+    if source is None:
         raise RunStopped(f"not one of {len(data.train):,} labels could be kept ({dict(kept.drops)}); check the data's answers")
-    if not kept.rows:
-        raise RunStopped(f"not one of {len(data.train):,} answers could be kept ({dict(kept.drops)}); "
-                         f"read {stages.run.ledger} and choose another --teacher")  # fmt: skip
+    raise RunStopped(f"not one of {len(data.train):,} answers could be kept ({dict(kept.drops)}); "
+                     f"read {stages.run.ledger} and choose another --teacher")  # fmt: skip
 
 
 def store_probabilities(
@@ -240,9 +241,8 @@ def _predicted(settings: DistillSettings, stages: Stages, rows: int) -> str | No
 
     if stages.student.kind != "scratch":
         return None
-    tokens = (
-        rows * settings.copies * settings.epochs * sum(mean_tokens(stages.task, stages.read_data().train, stages.student.dialect))
-    )
+    a_row = sum(mean_tokens(stages.task, stages.read_data().train, stages.student.dialect))
+    tokens = rows * settings.copies * settings.epochs * a_row
     return predicted_line(stages.task.name, stages.student.parameters, rows, tokens)
 
 

@@ -1,7 +1,7 @@
 """Several causal language models with one tokenizer as one: the mean of their next-token probabilities.
 
 Does: run every member over the same tokens, one key/value cache for all, `log(mean(softmax))` as logits.
-Does not: load members or compare tokenizers (`teachers_local.py`, `teacher.py`). Module of torch code; imported lazily.
+Does not: load members or compare tokenizers (`teachers_local.py`, `teacher_ensemble.py`). Module of torch code; imported lazily.
 
 Members that were trained apart err apart, so their mean is right more often than each (Hansen and Salamon 1990), and teaches a
 student what no single one could (Hinton et al. 2015).

@@ -100,8 +100,7 @@ def make_plan(
     training_s = 6e6 * student.parameters * tokens * settings.epochs / TRAIN_FLOPS[_device(student.device)]
     if settings.minutes is not None:
         training_s = min(training_s, 60 * settings.minutes)
-    graded = round(tokens * ask_tokens[0] / max(row_tokens[0], 1)) if settings.method == "logits" else 0
-    grading_s = _asking_s(teacher, 0, graded) if graded else 0.0
+    grading_s = _asking_s(teacher, 0, tokens) if settings.method == "logits" else 0.0
     timed = f"about {_duration(training_s / 3600)}" + ("" if settings.minutes is None else f" (--minutes {settings.minutes:g})")
     table = [
         ("task", f"{settings.task}: {train:,} questions to learn from, {validation:,} to validate on"),

@@ -56,14 +56,14 @@ def same(ours, theirs) -> None:
 def test_replies_are_those_of_transformers(pair):
     theirs, ours = pair
     asked = requests()
-    for one, other in zip(answer(ours, asked), answer(theirs, asked)):
+    for one, other in zip(answer(ours, asked), answer(theirs, asked), strict=True):
         same(one, other)
 
 
 def test_sampled_with_a_seed_replies_are_those_of_transformers(pair):
     theirs, ours = pair
     asked = [ask(text, sampling={"temperature": 0.9, "top_p": p, "seed": i}) for i, text in enumerate(TEXTS) for p in (1.0, 0.7)]
-    for one, other in zip(answer(ours, asked), answer(theirs, asked)):
+    for one, other in zip(answer(ours, asked), answer(theirs, asked), strict=True):
         same(one, other)
 
 

@@ -61,7 +61,9 @@ def check_single(examples: list[Example]) -> None:
 
 
 def test_wikisql_validation_comes_back() -> None:
-    check_single(load(DataSource(split="xdev"))[0])
+    examples = load(DataSource(split="xdev"))[0]
+    assert len(examples) == 1056
+    check_single(examples)
 
 
 @pytest.mark.slow
