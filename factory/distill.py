@@ -108,7 +108,7 @@ def gate(stages: Stages, settings: DistillSettings, teacher: ChatModel, plan: Te
     sample = shuffled(data.validation, settings.seed)[: settings.gate]
     known = stages.scores()
     if "untrained" not in known:
-        with opened_model(base) as untrained:
+        with opened_model(stages.begun_from(base)) as untrained:
             stages.score("untrained", untrained, sample, stages.student.dialect, stages.size_bytes(base))
     if "teacher" not in known:
         try:

@@ -54,7 +54,7 @@ def _lead(settings: FinetuneSettings, listener: Listener | None, processes: Team
         data = stages.load_data()
         base = stages.prepare_student(data)
         if "untrained" not in stages.scores():
-            with opened(base) as untrained:
+            with opened(stages.begun_from(base)) as untrained:
                 sample = shuffled(data.validation, settings.seed)[: settings.gate]
                 stages.score("untrained", untrained, sample, stages.student.dialect, stages.size_bytes(base))
         if not run_dir.rows.exists():

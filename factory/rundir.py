@@ -46,6 +46,7 @@ class RunDir:
         self.scores = path / "scores.json"
         self.predictions = path / "predictions.jsonl"
         self.student = path / "student"
+        self.first_adapter = path / "first-adapter"
         self.topk = path / "topk"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"

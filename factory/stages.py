@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatModel, ModelError
 from factory.events import EventLog, Listener
-from factory.predictions import Evaluation, Prediction, keep_predictions
+from factory.predictions import Evaluation, keep_predictions
 from factory.processes import Order, Team
 from factory.rundir import RunDir, default_path, differences
 from factory.settings import Method, Optimizer, SettingsError, StudentSettings
-from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, HasCardData, HasForms, Task, TaskError
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Task, TaskError
 
 if TYPE_CHECKING:
-    from agents.card import Card
+    from factory.first_adapter import FirstAdapter
     from factory.student import StudentPlan
 
 DRAFTS = 1000
@@ -55,6 +55,8 @@ class Stages:
         self.team = Team(0, 1)
         self.tokenizer: Any = None
         """the teacher's, where a from-scratch student takes it"""
+        self.first: FirstAdapter | None = None
+        """the adapter that training goes on from"""
         self._data: Data | None = None
         self.run: RunDir
         self.events: EventLog
@@ -62,13 +64,17 @@ class Stages:
     @classmethod
     def prepare(cls, settings: StudentSettings, teacher: str, listener: Listener | None) -> Stages:
         """Check task and student. Raises the user errors of those."""
+        from factory.first_adapter import find_adapter
         from factory.student import resolve_student
         from factory.tasks import get_task
 
         task = get_task(settings.task)
         student = resolve_student(settings.student, settings)
+        first = find_adapter(settings, student)
         path = settings.out or default_path(settings.task, settings.student, teacher)
-        return cls(settings, task, student, path, listener)
+        stages = cls(settings, task, student, path, listener)
+        stages.first = first
+        return stages
 
     @classmethod
     def follow(cls, settings: StudentSettings, order: Order, team: Team) -> Stages:
@@ -178,11 +184,12 @@ class Stages:
         """The plan of a run without a teacher: what is learned from, by whom, with how much memory, written where."""
         data, student = self.read_data(), self.student
         rows = len(data.train) * self.settings.copies
+        begun = "" if self.first is None else f" (rank {self.first.rank}) from {self.first.path}"
         lines = {
             "task": f"{self.task.name}: {len(data.train):,} questions to learn from, {len(data.validation):,} to validate on",
             "student": student.title,
             "memory": f"needs {student.need_gb:.1f} GB, has {student.have_gb:.1f} GB ({student.device})",
-            "training": f"adapter {student.adapter}, at most {rows:,} rows, {self.settings.epochs:g} epochs",
+            "training": f"adapter {student.adapter}{begun}, at most {rows:,} rows, {self.settings.epochs:g} epochs",
             "written": f"{self.path}/",
         }
         return "".join(f"{name:<10} {text}\n" for name, text in lines.items())
@@ -196,7 +203,16 @@ class Stages:
         with self.events.stage("student"):
             corpus = self.task.corpus(data.train, self.student.dialect) if self.student.kind == "scratch" else ()
             special = self.task.special_tokens(self.student.dialect)
-            return prepare_student(self.student, corpus, special, self.run.student, self.settings.seed, self.tokenizer)
+            base = prepare_student(self.student, corpus, special, self.run.student, self.settings.seed, self.tokenizer)
+            if self.first is not None:
+                from factory.first_adapter import take_adapter
+
+                take_adapter(self.first, base, self.run.first_adapter)
+            return base
+
+    def begun_from(self, base: Path) -> Path:
+        """What the student is before it learns: its base, or the adapter it goes on from (which names its base)."""
+        return base if self.first is None else self.run.first_adapter
 
     def score(
         self,
@@ -264,6 +280,7 @@ class Stages:
         s = self.settings
         job = TrainJob(
             base_dir=base, out_dir=self.run.checkpoints, rows=rows, method=method, adapter=self.student.adapter, rank=s.rank,
+            adapter_dir=None if s.adapter_from is None else self.run.first_adapter,
             epochs=s.epochs, minutes=s.minutes, learning_rate=self.student.learning_rate, optimizer=self._optimizer(method),
             batch=s.batch, accumulate=s.accumulate,
             max_length=s.max_length, checkpoints=s.checkpoints, prompt_loss=s.prompt_loss, seed=s.seed, ema_decay=s.ema, **more,
@@ -303,6 +320,7 @@ class Stages:
         from factory.merge import merge_adapter, name_base
         from factory.predictions import write_predictions
         from factory.report import answered, write_model_card, write_report
+        from factory.run_card import run_card
 
         run = self.run
         with self.events.stage("merge"):
@@ -322,7 +340,7 @@ class Stages:
             result = self.score("student", model, examples, self.student.dialect, self.size_bytes(run.model), of)
         write_predictions(run.predictions, result.predictions)
         run.write(run.path / "answers.json", json.dumps(answered(self.task, examples, result.predictions), indent=1, default=str))
-        card = self._card(base, data, teacher, result.predictions)
+        card = run_card(self, base, data, teacher, result.predictions)
         card.save(run.model)
         card.save(run.path)
         if self.student.adapter != "none":
@@ -340,41 +358,6 @@ class Stages:
         if self.student.kind == "hub":
             return self.student.model_id, self.student.revision or None
         return str(base.resolve()), None
-
-    def _card(self, base: Path, data: Data, teacher: str | None, predictions: Sequence[Prediction]) -> Card:
-        from agents.card import BaseEntry, CalibrationEntry, Card, DataEntry, ScoreEntry, program, sha256_of_weights
-        from factory.evaluate import MAX_TOKENS
-        from factory.predictions import calibration
-
-        calibrated = calibration(predictions)
-        split = self.validation_split()
-        names = set(ScoreEntry.model_fields)
-        scores = {
-            name: ScoreEntry(split=split, **{k: v for k, v in entry.items() if k in names})
-            for name, entry in self.scores().items()
-        }
-        form = (self.task.form_of(data.train),) if isinstance(self.task, HasForms) else ()
-        return Card(
-            name=self.path.name, task=self.task.name, task_version=self.task.version, dialect=self.student.dialect,
-            prompt_template="/".join((self.task.name, *form, self.student.dialect, str(self.task.version))), constraint="lark",
-            parser=f"{self.task.name}/{self.student.dialect}", stop=(), max_tokens=MAX_TOKENS,
-            base=BaseEntry(
-                id=self.student.model_id if self.student.kind == "hub" else self.student.spec,
-                revision=self.student.revision or None,
-                sha256=None if self.student.kind == "scratch" else sha256_of_weights(base),
-            ),
-            weights_sha256=sha256_of_weights(self.run.model),
-            adapter_sha256=sha256_of_weights(self.run.adapter) if self.student.adapter != "none" else None,
-            teacher=teacher, license=self.student.license if self.student.kind == "hub" else None,
-            data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in data.cards),
-            scores=scores, created_by=program(),
-            calibration=() if calibrated is None else tuple(
-                CalibrationEntry(threshold=t.threshold, kept=t.kept, accuracy=t.accuracy) for t in calibrated.thresholds),
-            calibration_error=None if calibrated is None else calibrated.ece,
-            reliability=() if calibrated is None else calibrated.reliability,
-            reliability_error=None if calibrated is None else calibrated.reliability_ece,
-            task_data=self.task.card_data(data.train, predictions) if isinstance(self.task, HasCardData) else {},
-        )  # fmt: skip
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:

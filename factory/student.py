@@ -162,7 +162,7 @@ def _fit(
     spec: str, facts: Student, settings: StudentSettings, dialect: Dialect, scratch: bool = False
 ) -> tuple[Adapter, Machine, float]:
     """What would be trained, on what, and the GB it needs. Raises StudentError when that is more than there is."""
-    usual: Adapter = "none" if dialect == "compact" or scratch else "lora"
+    usual: Adapter = "none" if (dialect == "compact" or scratch) and settings.adapter_from is None else "lora"
     adapter = settings.adapter if settings.adapter is not None else usual
     machine = look_at_machine()
     have = machine.gpu_gb or machine.ram_gb

@@ -43,6 +43,8 @@ class TrainJob:
     method: Method = "sft"
     adapter: Adapter = "none"
     rank: int = 16
+    adapter_dir: Path | None = None
+    """peft directory of the adapter to go on from, whose rank counts then; None: a fresh one"""
     epochs: float = 3.0
     minutes: float | None = None
     """wall-clock minutes for all of `train`, scoring included; fits the number of steps, never above `epochs`"""
@@ -171,7 +173,7 @@ def _supervised(job: TrainJob, tokenizer: Any) -> tuple[Durable, int, dict[str, 
             raise TrainError("method 'logits' needs stored teacher log-probabilities; store them first or choose method 'sft'")
         store = TopkStore.open(job.topk_dir)
         rows = store.keep(rows, len(tokenizer))
-    model = open_model_for_training(job.base_dir, job.adapter, job.rank, job.seed)
+    model = open_model_for_training(job.base_dir, job.adapter, job.rank, job.seed, job.adapter_dir)
     loss = Loss(job.divergence, job.distill_weight if store is not None else 0.0)
     trainer = StudentTrainer(model, training_arguments(job, model), rows, tokenizer, loss, store, job.prompt_loss)
     return trainer, len(rows), rows.dropped
@@ -183,7 +185,7 @@ def _on_policy(job: TrainJob, tokenizer: Any) -> tuple[Durable, int, dict[str, i
     teacher = check_teacher(job.teacher, tokenizer)
     texts: Any = job.rows
     rows, dropped = prompts(texts, tokenizer, job.max_length - job.max_new_tokens)
-    model = open_model_for_training(job.base_dir, job.adapter, job.rank, job.seed)
+    model = open_model_for_training(job.base_dir, job.adapter, job.rank, job.seed, job.adapter_dir)
     args = training_arguments(job, model)
     return OnPolicyTrainer.build(model, teacher, args, rows, tokenizer, job.divergence, job.max_new_tokens), len(rows), dropped
 
@@ -194,8 +196,8 @@ def load_tokenizer(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
-def open_model_for_training(base_dir: Path, adapter: Adapter, rank: int, seed: int) -> Any:
-    """The base with what is trained switched on.
+def open_model_for_training(base_dir: Path, adapter: Adapter, rank: int, seed: int, adapter_dir: Path | None = None) -> Any:
+    """The base with what is trained switched on: all weights, a fresh adapter, or the one in `adapter_dir`.
 
     none: all weights in float32. lora, dora: frozen base in bfloat16 where the machine has it. qlora: frozen base in nf4
     (bitsandbytes, on CPU too). Adapters sit on every linear layer except the head, and on fused expert weights (lora).
@@ -218,17 +220,23 @@ def open_model_for_training(base_dir: Path, adapter: Adapter, rank: int, seed: i
         more["attn_implementation"] = "eager"
     model = AutoModelForCausalLM.from_pretrained(base_dir, trust_remote_code=False, **more)
     model.config.use_cache = False
-    return model if adapter == "none" else add_adapter(model, adapter, rank, seed)
+    return model if adapter == "none" else add_adapter(model, adapter, rank, seed, adapter_dir)
 
 
-def add_adapter(model: Any, adapter: Adapter, rank: int, seed: int) -> Any:
-    """The model with a fresh trainable adapter. alpha is 2 * rank; no dropout; the head stays as it is."""
+def add_adapter(model: Any, adapter: Adapter, rank: int, seed: int, adapter_dir: Path | None = None) -> Any:
+    """The model with a trainable adapter, by default a fresh one: alpha is 2 * rank; no dropout; the head stays as it is."""
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 
     if adapter == "qlora":
         prepare: Any = prepare_model_for_kbit_training
         model = prepare(model, use_gradient_checkpointing=False)
+    if adapter_dir is not None:
+        try:
+            return PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=True)
+        except (RuntimeError, ValueError) as error:
+            raise TrainError(f"{adapter_dir} does not fit the student ({str(error).strip().splitlines()[0]}); "
+                             "give the student it was trained on") from None  # fmt: skip
     experts = sorted({name for name, p in model.named_parameters() if p.dim() == 3})
     if experts and adapter == "dora":
         raise TrainError(

@@ -187,6 +187,8 @@ def test_two_files_are_exported_measured_and_asked(made: Path, tab: Any) -> None
 
     tab.get_by_role("tab", name="Card").click()
     choose(tab, "card-of", f"{NAME}-q4_0")
+    tab.get_by_test_id("stCode").filter(has_text=f"{NAME}-q4_0.gguf").wait_for()
+    settled(tab)  # a click before the new button is drawn asks for a file that is no longer offered
     with tab.expect_download() as download:
         tab.get_by_role("button", name=re.compile(r"Download \d+\.\d MB")).click()
     assert Path(download.value.path()).read_bytes() == (made / "model" / f"{NAME}-q4_0.gguf").read_bytes()

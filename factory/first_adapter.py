@@ -1,0 +1,202 @@
+"""The adapter that training goes on from: one trained before, as a peft directory or as a GGUF adapter file.
+
+Does: find it, check that it belongs to the student before any cost, write it down as a peft directory of the run.
+Does not: train (`train.py`), or write GGUF adapters (`export.lora`, whose row order is undone here).
+
+    python -m factory.finetune --task tools --functions shop.json --student embedded --adapter-from embedded
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from agents.card import ADAPTER_FILE, Card, CardError, sha256_of_weights
+from factory.embedded import HOME, NAME
+from factory.merge import name_base
+from factory.settings import Adapter, StudentSettings
+from factory.student import StudentError, StudentPlan
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ROTATED = ("llama", "mistral")
+"""Model types whose query and key rows llama.cpp wants in another order; GGUF adapters of others are not taken back."""
+_TENSOR = re.compile(r"blk\.(?P<layer>\d+)\.(?P<module>\w+)\.weight\.lora_(?P<part>[ab])")
+_MODULES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+@dataclass(frozen=True)
+class FirstAdapter:
+    """An adapter that fits the student. Nothing has been written."""
+
+    path: Path
+    kind: Literal["lora", "dora"]
+    rank: int
+    """its largest"""
+    base_sha256: str | None
+    """`sha256_of_weights` of the base it was trained on, where it says"""
+    card: Card | None
+
+
+def find_adapter(settings: StudentSettings, student: StudentPlan) -> FirstAdapter | None:
+    """The adapter that --adapter-from names, checked against the student; None without the setting.
+
+    Raises StudentError: none there, damaged, of another kind than is to be trained, or of another base. Reads the base's
+    weights once where both are local and the adapter names its base's hash.
+    """
+    spec = settings.adapter_from
+    if spec is None:
+        return None
+    path = HOME / f"{settings.task}-lora.gguf" if spec == NAME else Path(spec)
+    if not path.exists():
+        ready = ", ".join(file.name.removesuffix("-lora.gguf") for file in sorted(HOME.glob("*-lora.gguf"))) or "none"
+        raise StudentError(f"--adapter-from {spec!r}: {path} does not exist; give an adapter directory, a GGUF adapter, or "
+                           f"{NAME} (there for: {ready})")  # fmt: skip
+    found = _of_file(path) if path.is_file() else _of_directory(path)
+    if student.kind == "scratch":
+        raise StudentError(f"--adapter-from {spec!r} belongs to a model, and --student {student.spec} begins from random "
+                           "weights; give the student it was trained on")  # fmt: skip
+    fits: tuple[Adapter, ...] = ("dora",) if found.kind == "dora" else ("lora", "qlora")
+    if student.adapter not in fits:
+        raise StudentError(f"--adapter-from {spec!r} is {found.kind}, and {student.adapter!r} is to be trained; "
+                           f"give --adapter {fits[0]}")  # fmt: skip
+    if student.kind == "directory":
+        _check_base(found, Path(student.model_id))
+    return found
+
+
+def take_adapter(found: FirstAdapter, base: Path, out_dir: Path) -> Path:
+    """The adapter as a peft directory `out_dir` that names its base; whole or not at all. Raises StudentError (another base)."""
+    _check_base(found, base)
+    partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if found.path.is_file():
+        _write_peft(found.path, base, partial)
+    else:
+        for name in ("adapter_config.json", ADAPTER_FILE):
+            shutil.copyfile(found.path / name, partial / name)
+    name_base(partial, str(base.resolve()))
+    if found.card is not None:
+        own = {"file": None, "weights_sha256": None, "adapter_sha256": sha256_of_weights(partial)}
+        found.card.model_copy(update=own).save(partial)
+    shutil.rmtree(out_dir, ignore_errors=True)
+    partial.rename(out_dir)
+    return out_dir
+
+
+def _check_base(found: FirstAdapter, base: Path) -> None:
+    if found.base_sha256 is not None and found.base_sha256 != sha256_of_weights(base):
+        raise StudentError(f"--adapter-from {str(found.path)!r} was trained on other weights than {base} holds; "
+                           "give the student it was trained on")  # fmt: skip
+
+
+def _of_directory(path: Path) -> FirstAdapter:
+    try:
+        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        if not (path / ADAPTER_FILE).is_file():
+            raise ValueError(f"no {ADAPTER_FILE} there")
+        if config.get("peft_type") != "LORA":
+            raise ValueError(f"an adapter of type {config.get('peft_type')!r}, not LoRA")
+        rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StudentError(f"--adapter-from {str(path)!r} cannot be used ({error}); give a directory with adapter_config.json "
+                           f"and {ADAPTER_FILE}, or a GGUF adapter") from None  # fmt: skip
+    card = None
+    if (path / "card.json").is_file():
+        try:
+            card = Card.load(path)
+        except CardError as error:
+            raise StudentError(f"--adapter-from {str(path)!r}: {error}") from None
+    sha256 = card.base.sha256 if card is not None else None
+    return FirstAdapter(path, "dora" if config.get("use_dora") else "lora", rank, sha256, card)
+
+
+def _of_file(path: Path) -> FirstAdapter:
+    from agents.chat import ModelError
+    from agents.models.gguf_file import card_of, verify
+
+    try:
+        file = verify(path)
+        card = card_of(file)
+    except (ModelError, CardError, OSError) as error:
+        raise StudentError(f"--adapter-from {str(path)!r}: {error}") from None
+    if file.metadata.get("adapter.type") != "lora":
+        raise StudentError(f"--adapter-from {str(path)!r} is a GGUF file but no adapter; give an adapter directory or file")
+    if file.metadata.get("general.architecture") != "llama" or any(
+        tensor.type_name != "F32" or _place(tensor.name) is None for tensor in file.tensors
+    ):
+        raise StudentError(f"--adapter-from {str(path)!r}: only float32 GGUF adapters of Llama models can be trained on; "
+                           "give the adapter directory it was written from")  # fmt: skip
+    ranks = [tensor.shape[0] for tensor in file.tensors if tensor.name.endswith("lora_b")]
+    return FirstAdapter(path, "lora", max(ranks, default=1), file.metadata.get("penknife.base.sha256"), card)
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """Where a tensor of a GGUF adapter goes in the model: (module, "A" or "B")."""
+    match = _TENSOR.fullmatch(name)
+    if match is None or match["module"] not in _MODULES:
+        return None
+    return f"model.layers.{match['layer']}.{_MODULES[match['module']]}", match["part"].upper()
+
+
+def _write_peft(path: Path, base: Path, out: Path) -> None:
+    """adapter_config.json and safetensors of a GGUF adapter (both scale by alpha / rank, the module's own)."""
+    from safetensors.numpy import save_file
+
+    from agents.models.gguf_file import read_gguf
+
+    model = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if model.get("model_type") not in _ROTATED:
+        raise StudentError(f"--adapter-from {str(path)!r} is of a Llama model and {base} is {model.get('model_type')!r}; "
+                           "give the student it was trained on")  # fmt: skip
+    heads = {"q_proj": model["num_attention_heads"], "k_proj": model.get("num_key_value_heads", model["num_attention_heads"])}
+    tensors: dict[str, Any] = {}
+    ranks: dict[str, int] = {}
+    for module, part, rows in _read(path):
+        if part == "B":
+            ranks[module] = rows.shape[1]
+            turned = heads.get(module.rsplit(".", 1)[1])
+            if turned is not None:
+                half = rows.shape[0] // turned // 2
+                rows = rows.reshape(turned, half, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+        tensors[f"base_model.model.{module}.lora_{part}.weight"] = rows.copy()
+    rank = max(ranks.values())
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none", "use_dora": False,
+        "r": rank, "lora_alpha": float(read_gguf(path).metadata["adapter.lora.alpha"]), "lora_dropout": 0.0,
+        "target_modules": sorted({name.rsplit(".", 1)[1] for name in ranks}),
+        "rank_pattern": {name: one for name, one in ranks.items() if one != rank},
+        "alpha_pattern": {},
+    }  # fmt: skip
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    save_file(tensors, out / ADAPTER_FILE)
+
+
+def _read(path: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(module, "A" or "B", its rows) of every tensor of a GGUF adapter."""
+    import numpy as np
+
+    from agents.models.gguf_file import read_gguf
+
+    file = read_gguf(path)
+    for tensor in file.tensors:
+        place = _place(tensor.name)
+        assert place is not None
+        rows = np.memmap(path, np.dtype("<f4"), "r", tensor.offset, tuple(reversed(tensor.shape)))
+        yield *place, rows

@@ -1,0 +1,53 @@
+"""The card of a finished run: what was trained from what, on which data, how good it is and how it is asked.
+
+Does: gather those from the stages of a run, with what the adapter it went on from had read.
+Does not: write the card (`agents.card`), score, or convert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.card import BaseEntry, CalibrationEntry, Card, DataEntry, ScoreEntry, program, sha256_of_weights
+from factory.evaluate import MAX_TOKENS
+from factory.predictions import Prediction, calibration
+from factory.tasks.task import HasCardData, HasForms
+
+if TYPE_CHECKING:
+    from factory.stages import Data, Stages
+
+
+def run_card(stages: Stages, base: Path, data: Data, teacher: str | None, predictions: Sequence[Prediction]) -> Card:
+    """The card of what `stages` has trained from `base`; `predictions` are the student's on all validation questions."""
+    calibrated = calibration(predictions)
+    split = stages.validation_split()
+    names = set(ScoreEntry.model_fields)
+    scores = {
+        name: ScoreEntry(split=split, **{k: v for k, v in entry.items() if k in names}) for name, entry in stages.scores().items()
+    }
+    earlier = stages.first.card.data if stages.first is not None and stages.first.card is not None else ()
+    read = [DataEntry(**card.model_dump(exclude={"skipped"})) for card in data.cards]
+    form = (stages.task.form_of(data.train),) if isinstance(stages.task, HasForms) else ()
+    return Card(
+        name=stages.path.name, task=stages.task.name, task_version=stages.task.version, dialect=stages.student.dialect,
+        prompt_template="/".join((stages.task.name, *form, stages.student.dialect, str(stages.task.version))), constraint="lark",
+        parser=f"{stages.task.name}/{stages.student.dialect}", stop=(), max_tokens=MAX_TOKENS,
+        base=BaseEntry(
+            id=stages.student.model_id if stages.student.kind == "hub" else stages.student.spec,
+            revision=stages.student.revision or None,
+            sha256=None if stages.student.kind == "scratch" else sha256_of_weights(base),
+        ),
+        weights_sha256=sha256_of_weights(stages.run.model),
+        adapter_sha256=sha256_of_weights(stages.run.adapter) if stages.student.adapter != "none" else None,
+        teacher=teacher, license=stages.student.license if stages.student.kind == "hub" else None,
+        data=(*read, *(one for one in earlier if one not in read)),
+        scores=scores, created_by=program(),
+        calibration=() if calibrated is None else tuple(
+            CalibrationEntry(threshold=t.threshold, kept=t.kept, accuracy=t.accuracy) for t in calibrated.thresholds),
+        calibration_error=None if calibrated is None else calibrated.ece,
+        reliability=() if calibrated is None else calibrated.reliability,
+        reliability_error=None if calibrated is None else calibrated.reliability_ece,
+        task_data=stages.task.card_data(data.train, predictions) if isinstance(stages.task, HasCardData) else {},
+    )  # fmt: skip

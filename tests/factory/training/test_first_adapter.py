@@ -1,0 +1,143 @@
+"""Going on from an adapter: directories and GGUF files say what peft said, training begins there, others are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents.card import ADAPTER_FILE, Card
+from factory import finetune
+from factory.embedded import embedded_dir
+from factory.first_adapter import find_adapter, take_adapter
+from factory.settings import FinetuneSettings, build
+from factory.student import StudentError, resolve_student
+from factory.train import TrainError, open_model_for_training, quiet
+
+EMBEDDED = embedded_dir("base") is not None
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROBE = torch.tensor([[5, 9, 14, 3, 7, 20, 31, 8]])
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ranks": {"use_rslora": True, "rank_pattern": {"q_proj": 2, "down_proj": 6}},
+    "alphas": {"alpha_pattern": {"v_proj": 5, "k_proj": 32}},
+}
+
+
+def settings(**more: Any) -> FinetuneSettings:
+    return build(FinetuneSettings, {"adapter": "lora", **more}, "test")
+
+
+def found(path: Path, student: Path, **more: Any) -> Any:
+    asked = settings(adapter_from=str(path), student=str(student), **more)
+    return find_adapter(asked, resolve_student(asked.student, asked))
+
+
+def adapt(base: Path, out: Path, **config: Any) -> torch.Tensor:
+    """Write an adapter with random A and B; returns peft's logits of the probe."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    given = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "init_lora_weights": False, **config}
+    with quiet():
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(**given)).eval()
+        model.save_pretrained(out)
+    with torch.inference_mode():
+        return model(input_ids=PROBE).logits
+
+
+def begun(base: Path, adapter: Path) -> torch.Tensor:
+    """Logits of the probe before the first step."""
+    with quiet():
+        model = open_model_for_training(base, "lora", 99, 0, adapter)
+    assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    with torch.inference_mode():
+        return model.float().eval()(input_ids=PROBE).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_begins_with_what_peft_said(kind: str, student_dir: Path, tmp_path: Path) -> None:
+    from export.lora import write_adapter
+    from export.source import Source
+    from factory.merge import name_base
+
+    expected = adapt(student_dir, tmp_path / "adapter", **KINDS[kind])
+    name_base(tmp_path / "adapter", str(student_dir))
+    write_adapter(Source.open(tmp_path / "adapter"), tmp_path / "adapter.gguf")
+    for source in ("adapter", "adapter.gguf"):
+        one = found(tmp_path / source, student_dir)
+        assert (one.kind, one.rank) == ("lora", 6 if kind == "ranks" else 4)
+        taken = take_adapter(one, student_dir, tmp_path / "run" / "first-adapter")
+        assert json.loads((taken / "adapter_config.json").read_text())["base_model_name_or_path"] == str(student_dir.resolve())
+        logits = begun(student_dir, taken)
+        # The frozen base is in bfloat16 where the machine multiplies it.
+        assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
+    fresh = adapt(student_dir, tmp_path / "other", **{**KINDS[kind], "r": 3})
+    assert (fresh - expected).abs().max() > 0.2 * expected.abs().max()
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(student_dir: Path, tmp_path: Path) -> None:
+    from export.lora import write_adapter
+    from export.source import Source
+
+    def refused(path: Path | str, why: str, student: Path | str = student_dir, **more: Any) -> None:
+        with pytest.raises(StudentError, match=why):
+            found(path, student, **more)  # type: ignore[arg-type]
+
+    adapt(student_dir, tmp_path / "lora")
+    adapt(student_dir, tmp_path / "dora", use_dora=True)
+    write_adapter(Source.open(tmp_path / "lora"), tmp_path / "lora.gguf")
+    other = tmp_path / "other"
+    shutil.copytree(student_dir, other)
+    weights = (other / "model.safetensors").read_bytes()
+    (other / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    damaged = bytearray((tmp_path / "lora.gguf").read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "damaged.gguf").write_bytes(bytes(damaged))
+    (tmp_path / "empty").mkdir()
+
+    refused(tmp_path / "nothing", "does not exist; give an adapter directory, a GGUF adapter, or embedded")
+    refused(tmp_path / "empty", "cannot be used .*adapter_config.json")
+    refused(tmp_path / "damaged.gguf", "export it again|copy")
+    refused(tmp_path / "lora.gguf", "other weights than", other)
+    refused(tmp_path / "lora", "begins from random weights", "scratch:tiny")
+    refused(tmp_path / "lora", "'none' is to be trained; give --adapter lora", adapter="none")
+    refused(tmp_path / "dora", "is dora, and 'lora'.*give --adapter dora")
+    assert found(tmp_path / "dora", student_dir, adapter="dora").kind == "dora"
+    assert found(tmp_path / "lora", student_dir, adapter="qlora").kind == "lora"
+    assert find_adapter(settings(), resolve_student(str(student_dir), settings())) is None
+
+
+def test_an_adapter_of_another_width_stops_training_in_a_sentence(student_dir: Path, tmp_path: Path) -> None:
+    adapt(student_dir, tmp_path / "lora")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps({**config, "r": 5}))
+    with pytest.raises(TrainError, match=r"does not fit the student .*give the student it was trained on"), quiet():
+        open_model_for_training(student_dir, "lora", 4, 0, tmp_path / "lora")
+
+
+@pytest.mark.skipif(not EMBEDDED, reason="this installation has no embedded models")
+def test_a_run_goes_on_from_the_adapter_that_ships(tmp_path: Path) -> None:
+    """A learning rate of nothing changes nothing: what comes out is what went in."""
+    data = tmp_path / "desk.jsonl"
+    said = {"balance": "what is in my {} account", "weather": "will it rain on day {}"}
+    rows = [{"question": text.format(i), "label": label} for i in range(20) for label, text in said.items()]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out = tmp_path / "run"
+    finetune.run(settings(task="route", questions=data, student="embedded", adapter_from="embedded", adapter=None, out=out,
+                          learning_rate=1e-12, epochs=0.2, batch=8, checkpoints=1, gate=4))  # fmt: skip
+    first, trained = out / "first-adapter", out / "model" / "adapter"
+    assert Card.load(first).task == "route"
+    assert {"clinc150+banking77", "desk"} <= {entry.name for entry in Card.load(trained).data}
+    before, after = load_file(first / ADAPTER_FILE), load_file(trained / ADAPTER_FILE)
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert torch.allclose(after[name].float(), weight, atol=1e-6), name
+        assert weight.abs().max() > 0
