@@ -13,11 +13,13 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 from agents.chat import Message
 from agents.constrain import Constraint
-from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, Score, TaskError, Verdict
+from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, Score, TaskError, Variant, Verdict
 from factory.tasks.tools import calls, compact, grammar, own, plain, sources
 from factory.tasks.tools import score as scoring
 from factory.tasks.tools.functions import Toolset
@@ -30,7 +32,8 @@ class ToolsTask:
     """See `factory.tasks.task.Task`; an example's context is a `Toolset`, its canonical answer JSON calls (`calls.py`)."""
 
     name = "tools"
-    version = 1
+    version = 2
+    """2 shows more of what was said before; models of version 1 are asked in the same words, only longer ones"""
     metric = "exact"
     """Exactly the calls of the reference: functions, and all arguments after the rules of `calls.py`; `[]` where none fits."""
     datasets: Mapping[str, str] = sources.DATASETS
@@ -83,6 +86,13 @@ class ToolsTask:
         if dialect == "plain":
             return calls.write(calls.ordered(scoring.toolset_of(example), calls.read(answer)))
         return compact.encode(self.view(example), answer, scoring.variants_of(example))
+
+    def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> Variant:
+        """The functions in another order, and so other numbers for them and their arguments; see `HasVariants`."""
+        toolset = scoring.toolset_of(example)
+        functions = random.sample(toolset.functions, len(toolset.functions))
+        other = replace(example, context=replace(toolset, functions=tuple(functions)))
+        return Variant(other.question, self.messages(other, dialect), self.encode(other, answer, dialect))
 
     def decode(self, example: Example, completion: str, dialect: Dialect) -> str:
         return calls.write(plain.decode(completion) if dialect == "plain" else compact.decode(self.view(example), completion))

@@ -22,9 +22,9 @@ from factory.tasks.tools.values import Span, find_spans
 Role = Literal["user", "system"]
 ROLE_TOKENS: Mapping[Role, str] = {"user": "<usr>", "system": "<sys>"}
 MAX_VALUES, MAX_FUNCTIONS, MAX_ARGUMENTS = 16, 32, 64
-OLDER_CHUNKS: Mapping[Role, int] = {"user": 36, "system": 14}
+OLDER_CHUNKS: Mapping[Role, int] = {"user": 80, "system": 40}
 """Words, numbers and marks kept of the turns before the last two."""
-LONG_TURN = 32
+LONG_TURN = 64
 """A longer turn of the system is shown around its spans only."""
 BEFORE_SPAN = 2
 """Chunks kept before a span where only what is around spans is shown."""
