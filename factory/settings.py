@@ -140,6 +140,9 @@ class DistillSettings(StudentSettings):
     answers: Answers = "teacher"
     """teacher: its own, where they prove right; both: the data's where the teacher's did not; labels: only the data's, whose
     probabilities the teacher says token by token (logits)"""
+    unlabelled: Path | None = None
+    """more questions to learn from, which the teacher answers (route): JSONL of {"question": …}, with "set", one of the data's
+    label sets, where it has several"""
     samples: int = Field(1, ge=1, le=64)
     """answers asked per question (rejection sampling, majority)"""
     temperature: float = Field(0.7, ge=0)
@@ -181,6 +184,10 @@ class DistillSettings(StudentSettings):
             raise ValueError(
                 f"--answers labels is for --method logits, not {self.method!r}: give it, or train on labels alone with "
                 "python -m factory.finetune"
+            )
+        if self.unlabelled is not None and self.answers == "labels":
+            raise ValueError(
+                f"--unlabelled {self.unlabelled} has no labels for --answers labels: give --answers both, or teacher"
             )
         if self.answers != "teacher" and self.own is not None and self.questions is None:
             raise ValueError(f"--answers {self.answers} needs questions with answers, and {self.own} has none: give --questions")

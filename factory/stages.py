@@ -21,8 +21,8 @@ from factory.events import EventLog, Listener
 from factory.predictions import Evaluation, keep_predictions
 from factory.processes import Order, Team
 from factory.rundir import RunDir, default_path, differences
-from factory.settings import Method, Optimizer, SettingsError, StudentSettings
-from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Task, TaskError
+from factory.settings import DistillSettings, Method, Optimizer, SettingsError, StudentSettings
+from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, TakesUnlabelled, Task, TaskError
 
 if TYPE_CHECKING:
     from factory.first_adapter import FirstAdapter
@@ -147,8 +147,19 @@ class Stages:
                 lost = {**card.skipped, "no-reference": len(every) - len(validation)}
                 card = card.model_copy(update={"skipped": lost, "n": len(validation)})
             others = self.task.others(self._source(self.settings.split, None))
-            self._data = Data(train, validation, [train_card, card], [*validation, *others])
+            more, more_cards = self._unlabelled(train)
+            self._data = Data([*train, *more], validation, [train_card, card, *more_cards], [*validation, *others])
         return self._data
+
+    def _unlabelled(self, train: Sequence[Example]) -> tuple[list[Example], list[DatasetCard]]:
+        path = self.settings.unlabelled if isinstance(self.settings, DistillSettings) else None
+        if path is None:
+            return [], []
+        if not isinstance(self.task, TakesUnlabelled):
+            raise TaskError(f"--unlabelled {path}: a question of the task {self.task.name!r} needs more than its words; give "
+                            "--questions, whose rows may lack an answer")  # fmt: skip
+        examples, card = self.task.unlabelled(path, train)
+        return examples, [card]
 
     @property
     def makes_questions(self) -> bool:

@@ -183,6 +183,16 @@ class HasVariants(Protocol):
 
 
 @runtime_checkable
+class TakesUnlabelled(Protocol):
+    """A task whose examples need nothing but a question and what the data set already brings."""
+
+    def unlabelled(self, path: Path, examples: Sequence[Example]) -> tuple[list[Example], DatasetCard]:
+        """The questions of a JSONL file as examples without a reference, in the contexts of `examples`. Raises TaskError naming
+        file and line."""
+        ...
+
+
+@runtime_checkable
 class HasSetMetrics(Protocol):
     """A task with metrics of a whole set of answers that are no share of right ones (an F1)."""
 

@@ -139,6 +139,27 @@ def test_recorded_answers_teach_and_wrong_ones_are_dropped(questions: Path, tmp_
     assert facts.drops["rows"]["unknown-label"] == len([i for i in wrong if rows[i]["question"] not in _held(facts)])
 
 
+def test_a_teacher_sorts_what_has_no_label(run: Path, questions: Path, tmp_path: Path) -> None:
+    """Questions of nobody's label are answered by the teacher, learned from and named in the card; held-out ones are dropped."""
+    held = gather(run).predictions[0].question
+    asked = [f"{text} {i}" for i in (70, 71, 72) for text in ("my invoice is missing", "the screen is black again")]
+    more = tmp_path / "overheard.jsonl"
+    more.write_text("".join(json.dumps({"question": text}) + "\n" for text in [*asked, held]), encoding="utf-8")
+    given = {"task": "route", "questions": questions, "labels": questions.parent / "labels.txt", "unlabelled": more,
+             "teacher": str(run / "model"), "method": "logits", "answers": "both", "force": True, "out": tmp_path / "run",
+             **TINY, "epochs": 0.5}  # fmt: skip
+    out = distill.run(build(DistillSettings, given, "test"))
+    assert out is not None
+    answers = {row["question"]: row["answer"] for row in map(json.loads, (out / "train.jsonl").read_text().splitlines())}
+    persona = Persona.from_artifact(run / "model", task=answerer)
+    for text in asked:
+        assert answers[text] == persona(text).text
+    assert held not in answers
+    assert gather(out).drops["rows"]["held-out-exact"] >= 1
+    (entry,) = [entry for entry in Card.load(out / "model").data if entry.name == "overheard"]
+    assert (entry.split, entry.n) == ("unlabelled", len(asked) + 1)
+
+
 def _held(facts) -> set[str]:
     return {p.question for p in facts.predictions}
 

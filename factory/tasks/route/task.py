@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from factory.tasks.route.given import edge_of, opened
 from factory.tasks.route.labels import OOS_TOKEN, OUT_OF_SCOPE, LabelSet
 from factory.tasks.route.prompt import PROMPT_TOKENS, render_prompt
 from factory.tasks.route.summary import summarize, thresholds
+from factory.tasks.route.unlabelled import read_unlabelled
 from factory.tasks.route.weigh import ALTERNATIVES, outside, weigh
 from factory.tasks.task import DatasetCard, DataSource, Dialect, Example, Reliability, Score, Summary, TaskError, Variant, Verdict
 
@@ -56,6 +58,10 @@ class RouteTask:
 
     def encode(self, example: Example, answer: str, dialect: Dialect) -> str:
         return _labels(example).encode(answer, dialect)
+
+    def unlabelled(self, path: Path, examples: Sequence[Example]) -> tuple[list[Example], DatasetCard]:
+        """Rows of {"question": …, "set": …}; see `TakesUnlabelled`."""
+        return read_unlabelled(path, examples)
 
     def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> Variant:
         """The utterance with some words lost; see `HasVariants`."""
