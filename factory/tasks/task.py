@@ -193,6 +193,19 @@ class TakesUnlabelled(Protocol):
 
 
 @runtime_checkable
+class OpensPrompts(Protocol):
+    """A task whose prompts end with the question, so that a model of prompts can write questions."""
+
+    def load(self, source: DataSource) -> tuple[list[Example], DatasetCard]: ...
+
+    def messages(self, example: Example, dialect: Dialect) -> tuple[Message, ...]: ...
+
+    def opening(self, example: Example) -> Message:
+        """The compact prompt of an example up to its question."""
+        ...
+
+
+@runtime_checkable
 class HasSetMetrics(Protocol):
     """A task with metrics of a whole set of answers that are no share of right ones (an F1)."""
 

@@ -31,8 +31,13 @@ def normalized(text: str) -> str:
 def render_prompt(labels: LabelSet, question: str, dialect: Dialect) -> tuple[Message, ...]:
     """The messages for one utterance."""
     if dialect == "compact":
-        return (Message(role="user", content=f"<route>{spaced(labels.title)}<q>{normalized(question)}"),)
+        return (Message(role="user", content=opening(labels).content + normalized(question)),)
     return (Message(role="system", content=_system(labels)), Message(role="user", content=f"Request: {question.strip()}"))
+
+
+def opening(labels: LabelSet) -> Message:
+    """The compact prompt up to the utterance."""
+    return Message(role="user", content=f"<route>{spaced(labels.title)}<q>")
 
 
 def _system(labels: LabelSet) -> str:

@@ -20,7 +20,7 @@ from agents.constrain import Constraint
 from factory.tasks.route import sources
 from factory.tasks.route.given import edge_of, opened
 from factory.tasks.route.labels import OOS_TOKEN, OUT_OF_SCOPE, LabelSet
-from factory.tasks.route.prompt import PROMPT_TOKENS, render_prompt
+from factory.tasks.route.prompt import PROMPT_TOKENS, opening, render_prompt
 from factory.tasks.route.summary import summarize, thresholds
 from factory.tasks.route.unlabelled import read_unlabelled
 from factory.tasks.route.weigh import ALTERNATIVES, outside, weigh
@@ -58,6 +58,10 @@ class RouteTask:
 
     def encode(self, example: Example, answer: str, dialect: Dialect) -> str:
         return _labels(example).encode(answer, dialect)
+
+    def opening(self, example: Example) -> Message:
+        """`<route> clinc<q>`; see `OpensPrompts`."""
+        return opening(_labels(example))
 
     def unlabelled(self, path: Path, examples: Sequence[Example]) -> tuple[list[Example], DatasetCard]:
         """Rows of {"question": …, "set": …}; see `TakesUnlabelled`."""

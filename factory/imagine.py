@@ -1,0 +1,166 @@
+"""Questions that nobody asked, sampled from a small model that learned to write prompts as well as answers.
+
+Does: let the model write on from where a question begins, keep what ended and is new, as the JSONL that `--unlabelled` takes.
+Does not: answer them (the teacher does) or train the model: any run with `--prompt-loss 1` makes one.
+
+Run: python -m factory.imagine runs/writer/model --task route --dataset clinc150 --n 20000 --out imagined.jsonl
+
+A model of its own training questions recombines them: not all of it is English, most of it is near what people ask, and a teacher
+is less sure of it than of the rows it was trained on, which is what a student can learn from (cf. Kumar et al. 2020, "Data
+augmentation using pre-trained transformer models").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from factory.events import EventLog
+from factory.settings import DataSettings, SettingsError, parse
+from factory.tasks.task import DataSource, OpensPrompts, TaskError
+
+BATCH = 512
+"""Questions written at once."""
+FRUITLESS = 20
+"""Batches in a row without a new question after which a model has no more to say."""
+
+
+class ImagineSettings(DataSettings):
+    """`python -m factory.imagine MODEL`."""
+
+    model: str
+    """directory of a model that was trained on prompts too (--prompt-loss 1) in the compact dialect"""
+    n: int = Field(10_000, ge=1)
+    """questions to write, for every label set alike"""
+    temperature: float = Field(1.0, gt=0)
+    """above 1 for stranger questions, below for more usual ones"""
+    longest: int = Field(40, ge=2)
+    """tokens of a question; longer ones are dropped"""
+    out: Path = Path("imagined.jsonl")
+    """file to write, whole or not at all"""
+
+    @field_validator("model")
+    @classmethod
+    def _directory(cls, value: str) -> str:
+        if not (Path(value) / "config.json").is_file():
+            raise ValueError(f"{value!r} is no model directory; give one that factory.finetune --prompt-loss 1 has made")
+        return value
+
+
+def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[str]:
+    """Write the questions; returns what became of all that were sampled: "new", "twice", "known", "unended".
+
+    Raises SettingsError, TaskError.
+    """
+    from factory.tasks import get_task
+
+    task = get_task(settings.task)
+    if not isinstance(task, OpensPrompts):
+        raise TaskError(f"--task {settings.task}: a question of it needs more than its words; only route's can be imagined")
+    source = DataSource(
+        dataset=settings.dataset, data_dir=settings.data_dir, questions=settings.questions, labels=settings.labels
+    )
+    examples, _ = task.load(source)
+    contexts = {example.context_id: example for example in reversed(examples)}
+    events = events or EventLog()
+    counts: Counter[str] = Counter()
+    rows: list[dict[str, str]] = []
+    each = -(-settings.n // len(contexts))
+    model, tokenizer = _open(settings)
+    with events.stage("imagine", total=each * len(contexts), unit="questions") as stage:
+        for name, example in contexts.items():
+            opening = task.opening(example).content
+            known = {_words(m.content.removeprefix(opening)) for e in examples for m in task.messages(e, "compact")}
+            found: set[str] = set()
+            fruitless = 0
+            for batch in _written(model, tokenizer, opening, settings):
+                before = len(found)
+                for text in batch:
+                    why = "unended" if text is None else "known" if text in known else "twice" if text in found else "new"
+                    counts[why] += 1
+                    if why == "new" and text is not None and len(found) < each:
+                        found.add(text)
+                        rows.append({"question": text, "set": name})
+                stage.advance(len(found) - before)
+                fruitless = fruitless + 1 if len(found) == before else 0
+                if len(found) >= each or fruitless >= FRUITLESS:
+                    break
+        for reason in ("unended", "known", "twice"):
+            stage.drop(reason, counts[reason])
+        if len(rows) < each * len(contexts):
+            stage.warn(f"the model has {len(rows):,} different questions to write, not {each * len(contexts):,}")
+    if not rows:
+        raise SettingsError(f"{settings.model} wrote no question that ended within {settings.longest} tokens; train it with "
+                            "--prompt-loss 1, or give --longest")  # fmt: skip
+    temporary = settings.out.with_name(f".{settings.out.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(settings.out)
+    return counts
+
+
+def _open(settings: ImagineSettings) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from factory.train import has_bf16, load_tokenizer, quiet
+
+    torch.manual_seed(settings.seed)
+    with quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.model, dtype=torch.bfloat16 if has_bf16() else torch.float32, trust_remote_code=False
+        )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), load_tokenizer(Path(settings.model))
+
+
+def _written(model: Any, tokenizer: Any, opening: str, settings: ImagineSettings) -> Iterator[list[str | None]]:
+    """Batches of questions without end; None for one that did not end, or holds a special token."""
+    import torch
+
+    marker = "\x00"
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": opening + marker}], add_generation_prompt=True, tokenize=False
+    )
+    begin, after = whole.split(marker)
+    ids = tokenizer(begin, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+    end = tokenizer(after, add_special_tokens=False).input_ids[0]
+    special = frozenset(tokenizer.get_added_vocab().values())
+    batch = ids.expand(BATCH, -1)
+    while True:
+        with torch.inference_mode():
+            made = model.generate(
+                input_ids=batch, attention_mask=torch.ones_like(batch), do_sample=True, temperature=settings.temperature, top_k=0,
+                max_new_tokens=settings.longest + 1, eos_token_id=end, pad_token_id=end,
+            )  # fmt: skip
+        yield [_question(tokenizer, row, end, special) for row in made[:, ids.shape[1] :].tolist()]
+
+
+def _question(tokenizer: Any, row: Sequence[int], end: int, special: frozenset[int]) -> str | None:
+    if end not in row or not special.isdisjoint(said := row[: row.index(end)]):
+        return None
+    return _words(tokenizer.decode(said)) or None
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from factory.progress import ProgressView
+
+    settings = parse(ImagineSettings, argv, "python -m factory.imagine", "Sample questions from a model that learned prompts.")
+    with ProgressView() as view:
+        counts = run(settings, EventLog(None, view))
+    sys.stdout.write(f"{settings.out}: {', '.join(f'{n:,} {what}' for what, n in counts.most_common())}\n")
+
+
+if __name__ == "__main__":
+    from factory.cli import run_cli
+
+    sys.exit(run_cli(main))

@@ -1,0 +1,72 @@
+"""Questions written by a model of prompts: new ones, of the set asked for, the same for one seed; others are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factory import finetune
+from factory.imagine import ImagineSettings, main, run
+from factory.settings import FinetuneSettings, SettingsError, build
+from factory.tasks import get_task
+from factory.tasks.task import DataSource, TaskError
+
+SAID = {
+    "billing": ("i was charged {} times", "invoice {} is wrong", "refund payment {}", "why is bill {} so high"),
+    "support": ("the app crashed {} times", "error {} when saving", "i cannot open file {}", "screen {} stays black"),
+}
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("desk") / "desk.jsonl"
+    rows = [{"question": text.format(i), "label": label} for i in range(24) for label, texts in SAID.items() for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def writer(questions: Path) -> Path:
+    given = {"task": "route", "questions": questions, "student": "scratch:tiny", "prompt_loss": 1.0, "epochs": 8.0, "batch": 16,
+             "checkpoints": 1, "gate": 4, "learning_rate": 2e-3, "out": questions.parent / "writer"}  # fmt: skip
+    finetune.run(build(FinetuneSettings, given, "test"))
+    return questions.parent / "writer" / "model"
+
+
+def imagined(writer: Path, questions: Path, out: Path, **more: Any) -> list[dict[str, str]]:
+    settings = build(ImagineSettings, {"model": str(writer), "task": "route", "questions": questions, "out": out, **more}, "test")
+    counts = run(settings)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert counts["new"] >= len(rows)
+    return rows
+
+
+def test_it_writes_new_questions_that_can_be_learned_from(writer: Path, questions: Path, tmp_path: Path) -> None:
+    task: Any = get_task("route")
+    examples, _ = task.load(DataSource(questions=questions))
+    rows = imagined(writer, questions, tmp_path / "a.jsonl", n=30)
+    asked = [row["question"] for row in rows]
+    assert len(set(asked)) == len(rows) == 30 and {row["set"] for row in rows} == {"desk"}
+    prompts = {task.messages(example, "compact")[0].content for example in examples}
+    found, _ = task.unlabelled(tmp_path / "a.jsonl", examples)
+    assert not prompts & {task.messages(example, "compact")[0].content for example in found}
+    # Most are made of what was said: a model that learned nothing would not find these words.
+    known = {word for texts in SAID.values() for text in texts for word in text.split()}
+    assert sum(len(known & set(text.split())) >= 2 for text in asked) > 20
+    assert imagined(writer, questions, tmp_path / "b.jsonl", n=30) == rows
+    assert imagined(writer, questions, tmp_path / "c.jsonl", n=30, seed=1) != rows
+
+
+def test_what_cannot_write_is_refused(writer: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"'nothing' is no model directory; give one that factory.finetune --prompt-loss 1"):
+        main(["nothing", "--task", "route"])
+    with pytest.raises(TaskError, match=r"only route's can be imagined"):
+        main([str(writer), "--task", "sql"])
+    monkeypatch.setattr("factory.imagine.BATCH", 4)
+    monkeypatch.setattr("factory.imagine.FRUITLESS", 2)
+    with pytest.raises(SettingsError, match="wrote no question that ended within 2 tokens"):
+        imagined(writer, questions, tmp_path / "short.jsonl", longest=2, temperature=0.01)
+    assert not list(tmp_path.iterdir())
