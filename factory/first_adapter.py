@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,10 +22,14 @@ from factory.embedded import HOME, NAME
 from factory.merge import name_base
 from factory.settings import Adapter, StudentSettings
 from factory.student import StudentError, StudentPlan
+from factory.tasks.task import DatasetCard
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from factory.rundir import RunDir
+
+_PREFIX = "base_model.model."
 _ROTATED = ("llama", "mistral")
 """Model types whose query and key rows llama.cpp wants in another order; GGUF adapters of others are not taken back."""
 _TENSOR = re.compile(r"blk\.(?P<layer>\d+)\.(?P<module>\w+)\.weight\.lora_(?P<part>[ab])")
@@ -51,22 +55,37 @@ class FirstAdapter:
     base_sha256: str | None
     """`sha256_of_weights` of the base it was trained on, where it says"""
     card: Card | None
+    shapes: dict[str, tuple[int, int]]
+    """weight of the base that it changes -> (rows, columns)"""
+
+    def read_before(self, cards: Sequence[DatasetCard]) -> list[DatasetCard]:
+        """The data its card names beyond `cards`."""
+        if self.card is None:
+            return []
+        known = {(card.name, card.split, card.sha256) for card in cards}
+        return [DatasetCard(**entry.model_dump(), skipped={}) for entry in self.card.data
+                if (entry.name, entry.split, entry.sha256) not in known]  # fmt: skip
 
 
-def find_adapter(settings: StudentSettings, student: StudentPlan) -> FirstAdapter | None:
-    """The adapter that --adapter-from names, checked against the student; None without the setting.
+def find_adapter(settings: StudentSettings, student: StudentPlan, run: Path, earlier: RunDir | None) -> FirstAdapter | None:
+    """The adapter that --adapter-from names, checked against the student; None without the setting. A run in `run` that was
+    stopped (`earlier`) goes on from the copy it began with, whatever has become of the original.
 
-    Raises StudentError: none there, damaged, of another kind than is to be trained, or of another base. Reads the base's
-    weights once where both are local and the adapter names its base's hash.
+    Raises StudentError: none there, damaged, of another kind than is to be trained, or of another base (a hub student's is
+    compared by `take_adapter`, once it is here). Reads the base's weights once where the adapter names their hash.
     """
     spec = settings.adapter_from
     if spec is None:
         return None
+    if earlier is not None and earlier.first_adapter.is_dir():
+        return _of_directory(earlier.first_adapter)
     path = HOME / f"{settings.task}-lora.gguf" if spec == NAME else Path(spec)
     if not path.exists():
         ready = ", ".join(file.name.removesuffix("-lora.gguf") for file in sorted(HOME.glob("*-lora.gguf"))) or "none"
         raise StudentError(f"--adapter-from {spec!r}: {path} does not exist; give an adapter directory, a GGUF adapter, or "
                            f"{NAME} (there for: {ready})")  # fmt: skip
+    if path.resolve().is_relative_to(run.resolve()):
+        raise StudentError(f"--adapter-from {spec!r} lies in {run}, where this run would be written; give another --out")
     found = _of_file(path) if path.is_file() else _of_directory(path)
     if student.kind == "scratch":
         raise StudentError(f"--adapter-from {spec!r} belongs to a model, and --student {student.spec} begins from random "
@@ -81,7 +100,8 @@ def find_adapter(settings: StudentSettings, student: StudentPlan) -> FirstAdapte
 
 
 def take_adapter(found: FirstAdapter, base: Path, out_dir: Path) -> Path:
-    """The adapter as a peft directory `out_dir` that names its base; whole or not at all. Raises StudentError (another base)."""
+    """The adapter as a peft directory `out_dir` that names its base, with its card; whole or not at all. Raises StudentError
+    (another base)."""
     _check_base(found, base)
     partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -101,30 +121,55 @@ def take_adapter(found: FirstAdapter, base: Path, out_dir: Path) -> Path:
 
 
 def _check_base(found: FirstAdapter, base: Path) -> None:
+    """Its hash where the adapter names one; and every weight that the adapter changes must be there, in its shape: peft skips
+    what it does not find."""
     if found.base_sha256 is not None and found.base_sha256 != sha256_of_weights(base):
         raise StudentError(f"--adapter-from {str(found.path)!r} was trained on other weights than {base} holds; "
                            "give the student it was trained on")  # fmt: skip
+    there = {name: shape for file in sorted(base.glob("*.safetensors")) for name, shape in _shapes(file).items()}
+    for name, shape in found.shapes.items():
+        if there.get(name) != shape:
+            has = f"has it as {list(there[name])}" if name in there else "has no such weight"
+            raise StudentError(f"--adapter-from {str(found.path)!r} changes {name} of {list(shape)}, and {base} {has}; "
+                               "give the student it was trained on")  # fmt: skip
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor -> shape, from a safetensors file's header. Raises SafetensorError, OSError."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
 
 
 def _of_directory(path: Path) -> FirstAdapter:
+    from safetensors import SafetensorError
+
     try:
         config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        if not (path / ADAPTER_FILE).is_file():
-            raise ValueError(f"no {ADAPTER_FILE} there")
         if config.get("peft_type") != "LORA":
             raise ValueError(f"an adapter of type {config.get('peft_type')!r}, not LoRA")
-        rank = max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 1)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        card = Card.load(path) if (path / "card.json").is_file() else None
+        tensors = {name.removeprefix(_PREFIX): shape for name, shape in _shapes(path / ADAPTER_FILE).items()}
+        ranks = {int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())}
+        shapes: dict[str, tuple[int, int]] = {}
+        rank = 0
+        for name, shape in tensors.items():
+            if not name.endswith(".lora_A.weight"):
+                continue
+            module = name.removesuffix(".lora_A.weight")
+            rows, own = tensors[f"{module}.lora_B.weight"]
+            if shape[0] != own or own not in ranks:
+                raise ValueError(f"{module} has rank {shape[0]} and {own}, its configuration says {min(ranks)}")
+            shapes[f"{module}.weight"] = (rows, shape[1])
+            rank = max(rank, own)
+        if not shapes:
+            raise ValueError(f"no lora_A in {ADAPTER_FILE}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, CardError) as error:
         raise StudentError(f"--adapter-from {str(path)!r} cannot be used ({error}); give a directory with adapter_config.json "
                            f"and {ADAPTER_FILE}, or a GGUF adapter") from None  # fmt: skip
-    card = None
-    if (path / "card.json").is_file():
-        try:
-            card = Card.load(path)
-        except CardError as error:
-            raise StudentError(f"--adapter-from {str(path)!r}: {error}") from None
     sha256 = card.base.sha256 if card is not None else None
-    return FirstAdapter(path, "dora" if config.get("use_dora") else "lora", rank, sha256, card)
+    return FirstAdapter(path, "dora" if config.get("use_dora") else "lora", rank, sha256, card, shapes)
 
 
 def _of_file(path: Path) -> FirstAdapter:
@@ -136,15 +181,18 @@ def _of_file(path: Path) -> FirstAdapter:
         card = card_of(file)
     except (ModelError, CardError, OSError) as error:
         raise StudentError(f"--adapter-from {str(path)!r}: {error}") from None
-    if file.metadata.get("adapter.type") != "lora":
+    if file.metadata.get("adapter.type") != "lora" or "adapter.lora.alpha" not in file.metadata:
         raise StudentError(f"--adapter-from {str(path)!r} is a GGUF file but no adapter; give an adapter directory or file")
-    if file.metadata.get("general.architecture") != "llama" or any(
-        tensor.type_name != "F32" or _place(tensor.name) is None for tensor in file.tensors
-    ):
+    places = {_place(tensor.name): tensor.shape for tensor in file.tensors}
+    modules = {place[0] for place in places if place is not None}
+    whole = places.keys() == {(module, part) for module in modules for part in "AB"}
+    plain = all(tensor.type_name == "F32" for tensor in file.tensors)
+    if file.metadata.get("general.architecture") != "llama" or not (modules and whole and plain):
         raise StudentError(f"--adapter-from {str(path)!r}: only float32 GGUF adapters of Llama models can be trained on; "
                            "give the adapter directory it was written from")  # fmt: skip
-    ranks = [tensor.shape[0] for tensor in file.tensors if tensor.name.endswith("lora_b")]
-    return FirstAdapter(path, "lora", max(ranks, default=1), file.metadata.get("penknife.base.sha256"), card)
+    shapes = {f"{module}.weight": (places[module, "B"][1], places[module, "A"][0]) for module in modules}
+    rank = max(places[module, "B"][0] for module in modules)
+    return FirstAdapter(path, "lora", rank, file.metadata.get("penknife.base.sha256"), card, shapes)
 
 
 def _place(name: str) -> tuple[str, str] | None:
@@ -175,7 +223,7 @@ def _write_peft(path: Path, base: Path, out: Path) -> None:
             if turned is not None:
                 half = rows.shape[0] // turned // 2
                 rows = rows.reshape(turned, half, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-        tensors[f"base_model.model.{module}.lora_{part}.weight"] = rows.copy()
+        tensors[f"{_PREFIX}{module}.lora_{part}.weight"] = rows.copy()
     rank = max(ranks.values())
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none", "use_dora": False,

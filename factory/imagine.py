@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from agents.card import ANY_TASK, Card
 from factory.events import EventLog
 from factory.settings import DataSettings, SettingsError, parse
 from factory.tasks.task import DataSource, OpensPrompts, TaskError
@@ -38,24 +39,18 @@ class ImagineSettings(DataSettings):
     model: str
     """directory of a model that was trained on prompts too (--prompt-loss 1) in the compact dialect"""
     n: int = Field(10_000, ge=1)
-    """questions to write, for every label set alike"""
+    """questions to write, as many for each label set where the data has several"""
     temperature: float = Field(1.0, gt=0)
     """above 1 for stranger questions, below for more usual ones"""
     longest: int = Field(40, ge=2)
     """tokens of a question; longer ones are dropped"""
     out: Path = Path("imagined.jsonl")
-    """file to write, whole or not at all"""
-
-    @field_validator("model")
-    @classmethod
-    def _directory(cls, value: str) -> str:
-        if not (Path(value) / "config.json").is_file():
-            raise ValueError(f"{value!r} is no model directory; give one that factory.finetune --prompt-loss 1 has made")
-        return value
+    """file to write, at the end and whole"""
 
 
 def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[str]:
-    """Write the questions; returns what became of all that were sampled: "new", "twice", "known", "unended".
+    """Write the questions; returns what became of all that were sampled: "written", "twice", "known" (from the data), "unended",
+    "surplus". A run that is stopped writes nothing.
 
     Raises SettingsError, TaskError.
     """
@@ -64,11 +59,15 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
     task = get_task(settings.task)
     if not isinstance(task, OpensPrompts):
         raise TaskError(f"--task {settings.task}: a question of it needs more than its words; only route's can be imagined")
+    card = _check(settings)
     source = DataSource(
         dataset=settings.dataset, data_dir=settings.data_dir, questions=settings.questions, labels=settings.labels
     )
     examples, _ = task.load(source)
     contexts = {example.context_id: example for example in reversed(examples)}
+    learned = [one["id"] for one in card.task_data.get("sets", ())]
+    if strange := [name for name in contexts if learned and name not in learned]:
+        raise TaskError(f"{settings.model} never learned the set {strange[0]!r}, only {', '.join(learned)}; name its own data")
     events = events or EventLog()
     counts: Counter[str] = Counter()
     rows: list[dict[str, str]] = []
@@ -83,11 +82,15 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
             for batch in _written(model, tokenizer, opening, settings):
                 before = len(found)
                 for text in batch:
-                    why = "unended" if text is None else "known" if text in known else "twice" if text in found else "new"
-                    counts[why] += 1
-                    if why == "new" and text is not None and len(found) < each:
+                    why = (
+                        "known" if text in known else "twice" if text in found else "surplus" if len(found) >= each else "written"
+                    )
+                    if text is None:
+                        why = "unended"
+                    elif why == "written":
                         found.add(text)
                         rows.append({"question": text, "set": name})
+                    counts[why] += 1
                 stage.advance(len(found) - before)
                 fruitless = fruitless + 1 if len(found) == before else 0
                 if len(found) >= each or fruitless >= FRUITLESS:
@@ -100,9 +103,25 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
         raise SettingsError(f"{settings.model} wrote no question that ended within {settings.longest} tokens; train it with "
                             "--prompt-loss 1, or give --longest")  # fmt: skip
     temporary = settings.out.with_name(f".{settings.out.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(settings.out)
+    try:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(settings.out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return counts
+
+
+def _check(settings: ImagineSettings) -> Card:
+    """The card of a model that may have learned this task's prompts. Raises SettingsError before anything is loaded."""
+    if not settings.out.parent.is_dir() or settings.out.is_dir():
+        raise SettingsError(f"--out {settings.out}: is a directory, or lies in none; give a file in a directory that is there")
+    if not (Path(settings.model) / "config.json").is_file():
+        raise SettingsError(f"{settings.model!r} is no model directory; give one that factory.finetune --prompt-loss 1 has made")
+    card = Card.load(settings.model)
+    if card.task not in (settings.task, ANY_TASK) or card.dialect != "compact":
+        raise SettingsError(f"{settings.model!r} learned the task {card.task!r} in the {card.dialect} dialect; give a model that "
+                            f"learned {settings.task!r} in the compact one")  # fmt: skip
+    return card
 
 
 def _open(settings: ImagineSettings) -> tuple[Any, Any]:

@@ -117,6 +117,7 @@ def make_plan(
         ("student", student.title),
         ("  memory", f"needs {student.need_gb:.1f} GB, has {student.have_gb:.1f} GB ({student.device})"),
         *([("  download", f"{student.download_gb:.1f} GB")] if student.download_gb else []),
+        *([("  goes on", f"from the adapter {settings.adapter_from}")] if settings.adapter_from is not None else []),
         ("training", f"--method {settings.method}: at most {rows:,} rows, about {tokens:,} tokens, {settings.epochs:g} epochs"),
         ("  time", timed),
         *([("score", f"predicted {predicted}")] if predicted else []),

@@ -129,9 +129,9 @@ def summary(facts: RunFacts) -> list[str]:
         )
     if untrained := facts.scores.get("untrained"):
         if low > untrained["high"]:
-            out.append(f"Untrained it answered {_of(untrained, student)}: training is what made the difference.")
+            out.append(f"Before training it answered {_of(untrained, student)}: training is what made the difference.")
         else:
-            out.append(f"That is not clearly better than untrained ({_of(untrained, student)}): training did not help.")
+            out.append(f"That is not clearly better than before training ({_of(untrained, student)}): training did not help.")
     if teacher := facts.scores.get("teacher"):
         if high < teacher["low"]:
             share = f", of which it keeps {percent(score / teacher['score'])}" if teacher["score"] else ""

@@ -27,8 +27,7 @@ def run_card(stages: Stages, base: Path, data: Data, teacher: str | None, predic
     scores = {
         name: ScoreEntry(split=split, **{k: v for k, v in entry.items() if k in names}) for name, entry in stages.scores().items()
     }
-    earlier = stages.first.card.data if stages.first is not None and stages.first.card is not None else ()
-    read = [DataEntry(**card.model_dump(exclude={"skipped"})) for card in data.cards]
+    inherited = [] if stages.first is None else stages.first.read_before(data.cards)
     form = (stages.task.form_of(data.train),) if isinstance(stages.task, HasForms) else ()
     return Card(
         name=stages.path.name, task=stages.task.name, task_version=stages.task.version, dialect=stages.student.dialect,
@@ -42,7 +41,7 @@ def run_card(stages: Stages, base: Path, data: Data, teacher: str | None, predic
         weights_sha256=sha256_of_weights(stages.run.model),
         adapter_sha256=sha256_of_weights(stages.run.adapter) if stages.student.adapter != "none" else None,
         teacher=teacher, license=stages.student.license if stages.student.kind == "hub" else None,
-        data=(*read, *(one for one in earlier if one not in read)),
+        data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in [*data.cards, *inherited]),
         scores=scores, created_by=program(),
         calibration=() if calibrated is None else tuple(
             CalibrationEntry(threshold=t.threshold, kept=t.kept, accuracy=t.accuracy) for t in calibrated.thresholds),

@@ -94,10 +94,10 @@ class StudentSettings(DataSettings):
     gate: int = Field(64, ge=1)
     """validation questions asked of teacher and untrained student before anything costly"""
     examples: int | None = Field(None, ge=1)
-    """questions to use; default: all"""
+    """questions to use of the data, or to make; default: all (--unlabelled ones are always all used)"""
     copies: int = Field(1, ge=1, le=64)
     """how often each row is taken; every copy after the first in another form, where the task has them (words lost for route,
-    columns in another order for sql)"""
+    columns in another order for sql, functions for tools)"""
     epochs: float = Field(3.0, gt=0)
     """passes over the kept rows; --minutes may end training earlier"""
     minutes: float | None = Field(None, gt=0)
@@ -189,6 +189,9 @@ class DistillSettings(StudentSettings):
             raise ValueError(
                 f"--unlabelled {self.unlabelled} has no labels for --answers labels: give --answers both, or teacher"
             )
+        if self.unlabelled is not None and self.teacher in ("recorded", "templates"):
+            raise ValueError(f"--unlabelled {self.unlabelled}: --teacher {self.teacher!r} answers nothing new; choose a model, "
+                             "or recorded:FILE.jsonl with their answers")  # fmt: skip
         if self.answers != "teacher" and self.own is not None and self.questions is None:
             raise ValueError(f"--answers {self.answers} needs questions with answers, and {self.own} has none: give --questions")
         if self.method != "sft" and self.teacher.split(":")[0] in ("recorded", "templates"):

@@ -70,10 +70,10 @@ class Stages:
 
         task = get_task(settings.task)
         student = resolve_student(settings.student, settings)
-        first = find_adapter(settings, student)
+        _unlabelled_file(settings, task)
         path = settings.out or default_path(settings.task, settings.student, teacher)
         stages = cls(settings, task, student, path, listener)
-        stages.first = first
+        stages.first = find_adapter(settings, student, stages.path, stages.earlier())
         return stages
 
     @classmethod
@@ -131,7 +131,8 @@ class Stages:
             if card.sha256 != old["sha256"]:
                 raise SettingsError(f"{self.path}: the data ({card.source}) changed since this run began, so that its answers "
                                     "no longer belong to the questions; give another --out")  # fmt: skip
-        self.run.remember(data=[card.model_dump() for card in data.cards])
+        inherited = [] if self.first is None else self.first.read_before(data.cards)
+        self.run.remember(data=[card.model_dump() for card in [*data.cards, *inherited]])
         return data
 
     def read_data(self) -> Data:
@@ -147,18 +148,15 @@ class Stages:
                 lost = {**card.skipped, "no-reference": len(every) - len(validation)}
                 card = card.model_copy(update={"skipped": lost, "n": len(validation)})
             others = self.task.others(self._source(self.settings.split, None))
-            more, more_cards = self._unlabelled(train)
+            more, more_cards = self._unlabelled([*train, *validation])
             self._data = Data([*train, *more], validation, [train_card, card, *more_cards], [*validation, *others])
         return self._data
 
-    def _unlabelled(self, train: Sequence[Example]) -> tuple[list[Example], list[DatasetCard]]:
-        path = self.settings.unlabelled if isinstance(self.settings, DistillSettings) else None
-        if path is None:
+    def _unlabelled(self, labelled: Sequence[Example]) -> tuple[list[Example], list[DatasetCard]]:
+        path = _unlabelled_file(self.settings, self.task)
+        if path is None or not isinstance(self.task, TakesUnlabelled):
             return [], []
-        if not isinstance(self.task, TakesUnlabelled):
-            raise TaskError(f"--unlabelled {path}: a question of the task {self.task.name!r} needs more than its words; give "
-                            "--questions, whose rows may lack an answer")  # fmt: skip
-        examples, card = self.task.unlabelled(path, train)
+        examples, card = self.task.unlabelled(path, labelled)
         return examples, [card]
 
     @property
@@ -215,7 +213,7 @@ class Stages:
             corpus = self.task.corpus(data.train, self.student.dialect) if self.student.kind == "scratch" else ()
             special = self.task.special_tokens(self.student.dialect)
             base = prepare_student(self.student, corpus, special, self.run.student, self.settings.seed, self.tokenizer)
-            if self.first is not None:
+            if self.first is not None and self.first.path != self.run.first_adapter:
                 from factory.first_adapter import take_adapter
 
                 take_adapter(self.first, base, self.run.first_adapter)
@@ -369,6 +367,15 @@ class Stages:
         if self.student.kind == "hub":
             return self.student.model_id, self.student.revision or None
         return str(base.resolve()), None
+
+
+def _unlabelled_file(settings: StudentSettings, task: Task) -> Path | None:
+    """--unlabelled; raises TaskError where the task cannot take it."""
+    path = settings.unlabelled if isinstance(settings, DistillSettings) else None
+    if path is not None and not isinstance(task, TakesUnlabelled):
+        raise TaskError(f"--unlabelled {path}: a question of the task {task.name!r} needs more than its words; give "
+                        "--questions, whose rows may lack an answer")  # fmt: skip
+    return path
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:

@@ -126,7 +126,13 @@ class TransformersModel:
         if adapter is not None:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(adapter))
+            try:
+                model = PeftModel.from_pretrained(model, str(adapter))
+            except (RuntimeError, ValueError, OSError) as error:
+                reason = str(error).strip().split("\n", 1)[0]
+                raise ModelError(
+                    f"{path}: the adapter does not fit its base ({reason}); give the base it was trained on"
+                ) from None
         return cls(model.to(device), tokenizer, name=path, batch=options.batch, thinking=options.thinking)
 
     @property

@@ -187,8 +187,8 @@ class TakesUnlabelled(Protocol):
     """A task whose examples need nothing but a question and what the data set already brings."""
 
     def unlabelled(self, path: Path, examples: Sequence[Example]) -> tuple[list[Example], DatasetCard]:
-        """The questions of a JSONL file as examples without a reference, in the contexts of `examples`. Raises TaskError naming
-        file and line."""
+        """The questions of a JSONL file as examples without a reference, in the contexts of `examples`, under ids that labelled
+        ones never have. Raises TaskError naming file and line."""
         ...
 
 

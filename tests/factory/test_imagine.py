@@ -40,7 +40,7 @@ def imagined(writer: Path, questions: Path, out: Path, **more: Any) -> list[dict
     settings = build(ImagineSettings, {"model": str(writer), "task": "route", "questions": questions, "out": out, **more}, "test")
     counts = run(settings)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert counts["new"] >= len(rows)
+    assert counts["written"] == len(rows)
     return rows
 
 
@@ -65,6 +65,10 @@ def test_what_cannot_write_is_refused(writer: Path, questions: Path, tmp_path: P
         main(["nothing", "--task", "route"])
     with pytest.raises(TaskError, match=r"only route's can be imagined"):
         main([str(writer), "--task", "sql"])
+    with pytest.raises(SettingsError, match="lies in none; give a file in a directory that is there"):
+        main([str(writer), "--task", "route", "--out", str(tmp_path / "no" / "a.jsonl")])
+    with pytest.raises(TaskError, match=r"never learned the set 'clinc150', only desk; name its own data"):
+        main([str(writer), "--task", "route", "--out", str(tmp_path / "a.jsonl")])
     monkeypatch.setattr("factory.imagine.BATCH", 4)
     monkeypatch.setattr("factory.imagine.FRUITLESS", 2)
     with pytest.raises(SettingsError, match="wrote no question that ended within 2 tokens"):

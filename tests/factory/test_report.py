@@ -188,7 +188,7 @@ def test_an_empty_directory_still_gives_a_report(tmp_path):
 @pytest.mark.parametrize(
     ("student", "untrained", "teacher", "says"),
     [
-        (5, 3, 90, "not clearly better than untrained"),
+        (5, 3, 90, "not clearly better than before training"),
         (60, 3, 90, "About one answer in 2 is wrong"),
         (95, 3, 60, "better than its teacher"),
         (88, 3, 90, "cannot be told apart from its teacher"),

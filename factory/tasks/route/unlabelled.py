@@ -24,11 +24,13 @@ def read_unlabelled(path: Path, examples: Sequence[Example]) -> tuple[list[Examp
     out: list[Example] = []
     for n, row in read_lines(path, seen):
         question = text_field(path, n, row, "question", "text", "utterance")
-        name = row.get("set", next(iter(sets)) if len(sets) == 1 else None)
+        name = row.get("set")
+        if name is None and len(sets) == 1:
+            name = next(iter(sets))
         labels = sets.get(name) if isinstance(name, str) else None
         if labels is None:
             raise TaskError(f'{path}, line {n}: "set" is {name!r}; choose from {", ".join(sets)}')
-        out.append(Example(f"{stem}-{n}", question, labels, labels.id, None, SPLIT))
+        out.append(Example(f"{SPLIT}/{stem}-{n}", question, labels, labels.id, None, SPLIT))
     if not out:
         raise TaskError(f'{path}: has no rows; write one {{"question": …}} a line')
     card = DatasetCard(name=stem, split=SPLIT, license="yours", source=str(path), sha256=seen.sha256, n=len(out), skipped={})

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from agents.card import ADAPTER_FILE, Card
 from factory import finetune
-from factory.embedded import embedded_dir
+from factory.embedded import HOME, embedded_dir
+from factory.facts import gather
 from factory.first_adapter import find_adapter, take_adapter
 from factory.settings import FinetuneSettings, build
 from factory.student import StudentError, resolve_student
@@ -35,7 +36,7 @@ def settings(**more: Any) -> FinetuneSettings:
 
 def found(path: Path, student: Path, **more: Any) -> Any:
     asked = settings(adapter_from=str(path), student=str(student), **more)
-    return find_adapter(asked, resolve_student(asked.student, asked))
+    return find_adapter(asked, resolve_student(asked.student, asked), Path("runs/elsewhere"), None)
 
 
 def adapt(base: Path, out: Path, **config: Any) -> torch.Tensor:
@@ -112,15 +113,42 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(student_dir: Pa
     refused(tmp_path / "dora", "is dora, and 'lora'.*give --adapter dora")
     assert found(tmp_path / "dora", student_dir, adapter="dora").kind == "dora"
     assert found(tmp_path / "lora", student_dir, adapter="qlora").kind == "lora"
-    assert find_adapter(settings(), resolve_student(str(student_dir), settings())) is None
+    assert find_adapter(settings(), resolve_student(str(student_dir), settings()), tmp_path, None) is None
 
 
-def test_an_adapter_of_another_width_stops_training_in_a_sentence(student_dir: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_shape_is_refused_and_never_half_loaded(student_dir: Path, tmp_path: Path) -> None:
+    """peft itself loads what it finds and leaves the rest as it was."""
     adapt(student_dir, tmp_path / "lora")
-    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps({**config, "r": 5}))
+    tensors = load_file(tmp_path / "lora" / ADAPTER_FILE)
+    name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.lora_A.weight"))
+
+    def changed(place: str, **new: torch.Tensor) -> Path:
+        shutil.copytree(tmp_path / "lora", tmp_path / place, dirs_exist_ok=True)
+        kept = {key: value for key, value in tensors.items() if key != name}
+        save_file(
+            {**kept, **{key.replace("-", "."): value.clone() for key, value in new.items()}}, tmp_path / place / ADAPTER_FILE
+        )
+        return tmp_path / place
+
+    with pytest.raises(StudentError, match=r"changes model\.layers\.1\.mlp\.up_proj\.weight of \[64, 16\], and .* has it as"):
+        found(changed("narrow", **{name: tensors[name][:, :16].contiguous()}), student_dir)
+    deeper = name.replace("layers.1", "layers.7")
+    more = {
+        deeper: tensors[name],
+        deeper.replace("lora_A", "lora_B"): tensors[name.replace("lora_A", "lora_B")],
+        name: tensors[name],
+    }
+    with pytest.raises(
+        StudentError, match=r"changes model\.layers\.7\..* has no such weight; give the student it was trained on"
+    ):
+        found(changed("deep", **more), student_dir)
+    with pytest.raises(StudentError, match="has rank 2 and 4, its configuration says 4"):
+        found(changed("thin", **{name: tensors[name][:2].contiguous()}), student_dir)
+    (tmp_path / "lora" / ADAPTER_FILE).write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(StudentError, match="cannot be used"):
+        found(tmp_path / "lora", student_dir)
     with pytest.raises(TrainError, match=r"does not fit the student .*give the student it was trained on"), quiet():
-        open_model_for_training(student_dir, "lora", 4, 0, tmp_path / "lora")
+        open_model_for_training(student_dir, "lora", 4, 0, tmp_path / "narrow")
 
 
 @pytest.mark.skipif(not EMBEDDED, reason="this installation has no embedded models")
@@ -131,13 +159,23 @@ def test_a_run_goes_on_from_the_adapter_that_ships(tmp_path: Path) -> None:
     rows = [{"question": text.format(i), "label": label} for i in range(20) for label, text in said.items()]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     out = tmp_path / "run"
-    finetune.run(settings(task="route", questions=data, student="embedded", adapter_from="embedded", adapter=None, out=out,
-                          learning_rate=1e-12, epochs=0.2, batch=8, checkpoints=1, gate=4))  # fmt: skip
+    mine = tmp_path / "mine.gguf"
+    shutil.copy(HOME / "route-lora.gguf", mine)
+    asked = settings(task="route", questions=data, student="embedded", adapter_from=str(mine), adapter=None, out=out,
+                     learning_rate=1e-12, epochs=0.2, batch=8, checkpoints=1, gate=4)  # fmt: skip
+    finetune.run(asked)
     first, trained = out / "first-adapter", out / "model" / "adapter"
     assert Card.load(first).task == "route"
     assert {"clinc150+banking77", "desk"} <= {entry.name for entry in Card.load(trained).data}
+    assert json.loads((out / "scores.json").read_text())["untrained"]["model"] == str(first)
+    assert {entry["name"] for entry in gather(out).data} >= {"clinc150+banking77", "desk"}
     before, after = load_file(first / ADAPTER_FILE), load_file(trained / ADAPTER_FILE)
     assert before.keys() == after.keys()
     for name, weight in before.items():
         assert torch.allclose(after[name].float(), weight, atol=1e-6), name
         assert weight.abs().max() > 0
+    mine.unlink()
+    assert finetune.run(asked) == out  # a run needs only what it began with
+    with pytest.raises(StudentError, match=r"lies in .*give another --out"):
+        finetune.run(asked.model_copy(update={"adapter_from": str(trained), "force": True}))
+    assert trained.is_dir()

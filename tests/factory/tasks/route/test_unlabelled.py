@@ -26,8 +26,8 @@ def test_each_goes_into_its_set(tmp_path: Path) -> None:
     rows = ({"question": "is it cold", "set": "clinc150"}, {"text": "where is my card", "set": "banking77"})
     found, card = TASK.unlabelled(write(tmp_path / "said.jsonl", *rows), both)
     assert [(e.id, e.question, e.context_id, e.reference, e.split) for e in found] == [
-        ("said-1", "is it cold", "clinc150", None, "unlabelled"),
-        ("said-2", "where is my card", "banking77", None, "unlabelled"),
+        ("unlabelled/said-1", "is it cold", "clinc150", None, "unlabelled"),
+        ("unlabelled/said-2", "where is my card", "banking77", None, "unlabelled"),
     ]
     assert found[0].context in {e.context for e in both}
     assert (card.name, card.split, card.n) == ("said", "unlabelled", 2)
@@ -62,5 +62,7 @@ def test_an_empty_file_and_labels_only_are_refused(tmp_path: Path) -> None:
 def test_other_tasks_say_what_to_give_instead(tmp_path: Path) -> None:
     path = write(tmp_path / "said.jsonl", {"question": "how many"})
     with pytest.raises(TaskError, match="task 'sql' needs more than its words; give --questions"):
-        distill.run(build(DistillSettings, {"unlabelled": path, "out": tmp_path / "run"}, "test"))
+        distill.run(build(DistillSettings, {"unlabelled": path, "teacher": "embedded", "out": tmp_path / "run"}, "test"))
+    with pytest.raises(SettingsError, match="'recorded' answers nothing new; choose a model"):
+        build(DistillSettings, {"task": "route", "unlabelled": path}, "test")
     assert not (tmp_path / "run").exists()
