@@ -30,7 +30,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def writer(questions: Path) -> Path:
-    given = {"task": "route", "questions": questions, "student": "scratch:tiny", "prompt_loss": 1.0, "epochs": 8.0, "batch": 16,
+    given = {"task": "route", "questions": questions, "student": "scratch:tiny", "prompt_loss": 1.0, "epochs": 8.0, "final": 4, "batch": 16,
              "checkpoints": 1, "gate": 4, "learning_rate": 2e-3, "out": questions.parent / "writer"}  # fmt: skip
     finetune.run(build(FinetuneSettings, given, "test"))
     return questions.parent / "writer" / "model"
@@ -44,7 +44,10 @@ def imagined(writer: Path, questions: Path, out: Path, **more: Any) -> list[dict
     return rows
 
 
-def test_it_writes_new_questions_that_can_be_learned_from(writer: Path, questions: Path, tmp_path: Path) -> None:
+def test_it_writes_new_questions_that_can_be_learned_from(
+    writer: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.imagine.BATCH", 64)
     task: Any = get_task("route")
     examples, _ = task.load(DataSource(questions=questions))
     rows = imagined(writer, questions, tmp_path / "a.jsonl", n=30)
