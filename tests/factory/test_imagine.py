@@ -30,8 +30,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def writer(questions: Path) -> Path:
-    given = {"task": "route", "questions": questions, "student": "scratch:tiny", "prompt_loss": 1.0, "epochs": 8.0, "final": 4, "batch": 16,
-             "checkpoints": 1, "gate": 4, "learning_rate": 2e-3, "out": questions.parent / "writer"}  # fmt: skip
+    given = {"task": "route", "questions": questions, "student": "scratch:tiny", "prompt_loss": 1.0, "epochs": 8.0, "final": 4,
+             "batch": 16, "checkpoints": 1, "gate": 4, "learning_rate": 2e-3, "out": questions.parent / "writer"}  # fmt: skip
     finetune.run(build(FinetuneSettings, given, "test"))
     return questions.parent / "writer" / "model"
 
