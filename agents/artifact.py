@@ -162,6 +162,28 @@ def check_base(path: Path | str, base: str | None, model: Any, what: str) -> Non
         )
 
 
+def adapters_of(given: Any, owner: str) -> tuple[Adapter, ...]:
+    """What somebody gave as adapter=: None, a path, (path, scale), an Adapter, or a list of those. Raises PersonaError."""
+    if given is None:
+        return ()
+    several = given if isinstance(given, list) or (isinstance(given, tuple) and not _is_pair(given)) else [given]
+    out = []
+    for one in several:
+        if isinstance(one, Adapter):
+            out.append(one)
+        elif _is_pair(one):
+            out.append(Adapter(path=str(one[0]), scale=float(one[1])))
+        elif isinstance(one, str | Path):
+            out.append(Adapter(path=str(one)))
+        else:
+            raise PersonaError(f"{owner!r}: adapter {one!r} is neither a path nor (path, scale)")
+    return tuple(out)
+
+
+def _is_pair(one: Any) -> bool:
+    return isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], int | float)
+
+
 def check_adapters(adapters: Sequence[Adapter], model: Any, owner: str) -> None:
     """Raises PersonaError for an adapter that is not there or belongs to another base. A model without weights of its own (a
     server, a test double) is not checked."""

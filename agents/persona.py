@@ -77,7 +77,7 @@ class Persona:
         take. `max_chars`: longest text argument of a call. `overflow`: what gives way when a conversation no longer fits.
         Raises PersonaError, one sentence, for anything that cannot work, before any model runs.
         """
-        from agents.artifact import CallsTools
+        from agents.artifact import CallsTools, adapters_of
 
         self._given: dict[str, Any] = {
             "description": description, "tools": tools, "output": output, "routes": routes, "adapter": adapter,
@@ -100,7 +100,7 @@ class Persona:
         self.output, self.budget, self.sampling = output, budget, sampling
         self._schema = calling.schema_of(output) if output is not None else None
         self._inputs, self._guards = guarding.split(guards, name)
-        self.adapters = _adapters(adapter, name)
+        self.adapters = adapters_of(adapter, name)
         self._overflow, self._max_rounds, self._approve, self._think = overflow, max_rounds, approve, think
         self._check(constraint, read_only)
         try:
@@ -378,24 +378,3 @@ class Persona:
 
     def __repr__(self) -> str:
         return f"Persona({self.name!r}, {self.model.name!r})"
-
-
-def _adapters(given: Any, owner: str) -> tuple[Adapter, ...]:
-    if given is None:
-        return ()
-    several = given if isinstance(given, list) or (isinstance(given, tuple) and not _is_pair(given)) else [given]
-    out = []
-    for one in several:
-        if isinstance(one, Adapter):
-            out.append(one)
-        elif _is_pair(one):
-            out.append(Adapter(path=str(one[0]), scale=float(one[1])))
-        elif isinstance(one, str | Path):
-            out.append(Adapter(path=str(one)))
-        else:
-            raise PersonaError(f"{owner!r}: adapter {one!r} is neither a path nor (path, scale)")
-    return tuple(out)
-
-
-def _is_pair(one: Any) -> bool:
-    return isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], int | float)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,8 +25,6 @@ from factory.student import StudentError, StudentPlan
 from factory.tasks.task import DatasetCard
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from factory.rundir import RunDir
 
 _PREFIX = "base_model.model."
@@ -205,6 +203,7 @@ def _place(name: str) -> tuple[str, str] | None:
 
 def _write_peft(path: Path, base: Path, out: Path) -> None:
     """adapter_config.json and safetensors of a GGUF adapter (both scale by alpha / rank, the module's own)."""
+    import numpy as np
     from safetensors.numpy import save_file
 
     from agents.models.gguf_file import read_gguf
@@ -216,35 +215,26 @@ def _write_peft(path: Path, base: Path, out: Path) -> None:
     heads = {"q_proj": model["num_attention_heads"], "k_proj": model.get("num_key_value_heads", model["num_attention_heads"])}
     tensors: dict[str, Any] = {}
     ranks: dict[str, int] = {}
-    for module, part, rows in _read(path):
+    file = read_gguf(path)
+    for tensor in file.tensors:
+        place = _place(tensor.name)
+        assert place is not None  # find_adapter has seen to it
+        module, part = place
+        rows: Any = np.memmap(path, np.dtype("<f4"), "r", tensor.offset, tuple(reversed(tensor.shape)))
         if part == "B":
             ranks[module] = rows.shape[1]
             turned = heads.get(module.rsplit(".", 1)[1])
             if turned is not None:
                 half = rows.shape[0] // turned // 2
                 rows = rows.reshape(turned, half, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-        tensors[f"{_PREFIX}{module}.lora_{part}.weight"] = rows.copy()
+        tensors[f"{_PREFIX}{module}.lora_{part}.weight"] = np.array(rows)
     rank = max(ranks.values())
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none", "use_dora": False,
-        "r": rank, "lora_alpha": float(read_gguf(path).metadata["adapter.lora.alpha"]), "lora_dropout": 0.0,
+        "r": rank, "lora_alpha": float(file.metadata["adapter.lora.alpha"]), "lora_dropout": 0.0,
         "target_modules": sorted({name.rsplit(".", 1)[1] for name in ranks}),
         "rank_pattern": {name: one for name, one in ranks.items() if one != rank},
         "alpha_pattern": {},
     }  # fmt: skip
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     save_file(tensors, out / ADAPTER_FILE)
-
-
-def _read(path: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(module, "A" or "B", its rows) of every tensor of a GGUF adapter."""
-    import numpy as np
-
-    from agents.models.gguf_file import read_gguf
-
-    file = read_gguf(path)
-    for tensor in file.tensors:
-        place = _place(tensor.name)
-        assert place is not None
-        rows = np.memmap(path, np.dtype("<f4"), "r", tensor.offset, tuple(reversed(tensor.shape)))
-        yield *place, rows

@@ -12,8 +12,6 @@ augmentation using pre-trained transformer models").
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ from pydantic import Field
 
 from agents.card import ANY_TASK, Card
 from factory.events import EventLog
+from factory.rows import write_jsonl
 from factory.settings import DataSettings, SettingsError, parse
 from factory.tasks.task import DataSource, OpensPrompts, TaskError
 
@@ -70,7 +69,7 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
         raise TaskError(f"{settings.model} never learned the set {strange[0]!r}, only {', '.join(learned)}; name its own data")
     events = events or EventLog()
     counts: Counter[str] = Counter()
-    rows: list[dict[str, str]] = []
+    rows: list[dict[str, Any]] = []
     each = -(-settings.n // len(contexts))
     model, tokenizer = _open(settings)
     with events.stage("imagine", total=each * len(contexts), unit="questions") as stage:
@@ -82,15 +81,18 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
             for batch in _written(model, tokenizer, opening, settings):
                 before = len(found)
                 for text in batch:
-                    why = (
-                        "known" if text in known else "twice" if text in found else "surplus" if len(found) >= each else "written"
-                    )
                     if text is None:
-                        why = "unended"
-                    elif why == "written":
+                        counts["unended"] += 1
+                    elif text in known:
+                        counts["known"] += 1
+                    elif text in found:
+                        counts["twice"] += 1
+                    elif len(found) >= each:
+                        counts["surplus"] += 1
+                    else:
+                        counts["written"] += 1
                         found.add(text)
                         rows.append({"question": text, "set": name})
-                    counts[why] += 1
                 stage.advance(len(found) - before)
                 fruitless = fruitless + 1 if len(found) == before else 0
                 if len(found) >= each or fruitless >= FRUITLESS:
@@ -102,12 +104,7 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
     if not rows:
         raise SettingsError(f"{settings.model} wrote no question that ended within {settings.longest} tokens; train it with "
                             "--prompt-loss 1, or give --longest")  # fmt: skip
-    temporary = settings.out.with_name(f".{settings.out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(settings.out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_jsonl(settings.out, rows)
     return counts
 
 

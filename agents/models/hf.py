@@ -129,10 +129,8 @@ class TransformersModel:
             try:
                 model = PeftModel.from_pretrained(model, str(adapter))
             except (RuntimeError, ValueError, OSError) as error:
-                reason = str(error).strip().split("\n", 1)[0]
-                raise ModelError(
-                    f"{path}: the adapter does not fit its base ({reason}); give the base it was trained on"
-                ) from None
+                why = str(error).strip().split("\n", 1)[0]
+                raise ModelError(f"{path}: the adapter does not fit its base ({why}); give the one it was trained on") from None
         return cls(model.to(device), tokenizer, name=path, batch=options.batch, thinking=options.thinking)
 
     @property
