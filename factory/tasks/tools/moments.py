@@ -1,6 +1,7 @@
 """Dates, times of day and numbers as people say them, found in text and read.
 
-Does: find them with their place, resolve them (`next Monday` counts from a given day) to ISO dates, HH:MM and numbers.
+Does: find them with their place, resolve them (`next Monday` counts from a given day) to ISO dates, HH:MM and numbers
+(`eight years back` to the year).
 Does not: know functions or prompts; years are those of the given day unless said.
 """
 
@@ -56,6 +57,9 @@ _TIMES = [
     r"\b(?P<named>noon|midday|midnight)\b",
 ]
 _NUMBERS = [
+    r"(?<!\w)['’](?P<short>\d{2})(?![\w'’])",
+    r"\b(?P<whole>last|this)\s+year\b",
+    rf"\b(?P<ago>\d{{1,3}}|{_W})\s+years?\s+(?:ago|back|earlier)\b",
     r"(?<![\w.])\$?\s?(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?![\w]|\.\d|,\d{3})",
     rf"\b(?P<words>{_W}(?:(?:[ -]|\s+and\s+)(?:{_W}|hundred|thousand))*)\b",
 ]
@@ -97,9 +101,22 @@ def read(text: str, kind: Literal["date", "time", "number"], today: dt.date | No
 
 def _read(kind: str, found: re.Match[str], today: dt.date | None) -> str | None:
     parts = {name: value.lower() for name, value in found.groupdict().items() if value is not None}
+    if parts.keys() & {"ago", "whole", "short"}:
+        return _year(parts, today)
     if kind == "number":
         return _digits(parts["digits"]) if "digits" in parts else _number_words(parts["words"])
     return _date(parts, today) if kind == "date" else _time(parts)
+
+
+def _year(parts: dict[str, str], today: dt.date | None) -> str | None:
+    """`eight years back`, `last year`, `'16`."""
+    if today is None:
+        return None
+    if "short" in parts:
+        year = today.year - today.year % 100 + int(parts["short"])
+        return str(year if year <= today.year + 10 else year - 100)
+    said = parts.get("ago", "1" if parts.get("whole") == "last" else "0")
+    return str(today.year - (int(said) if said.isdigit() else _VALUE[said]))
 
 
 def _digits(text: str) -> str:

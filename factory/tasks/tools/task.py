@@ -32,8 +32,8 @@ class ToolsTask:
     """See `factory.tasks.task.Task`; an example's context is a `Toolset`, its canonical answer JSON calls (`calls.py`)."""
 
     name = "tools"
-    version = 2
-    """2 shows more of what was said before; models of version 1 are asked in the same words, only longer ones"""
+    version = 3
+    """2 shows more of what was said before; 3 marks the words that name functions, arguments and choices"""
     metric = "exact"
     """Exactly the calls of the reference: functions, and all arguments after the rules of `calls.py`; `[]` where none fits."""
     datasets: Mapping[str, str] = sources.DATASETS

@@ -21,6 +21,23 @@ _NAME = re.compile(
     r"(?:,? (?:[A-Z][\w'’&-]*|\d+)(?:(?<=\b[A-Z])\.(?= [A-Z]))?|,? (?:of|the|de|la|at|on|for|&|and|in) (?:the )?[A-Z][\w'’&-]*)*"
 )
 _JOINERS = re.compile(r" (?:at|on|for|and|in) ")
+_ADDRESS = re.compile(
+    r"(?<![\w.$-])\d{1,5}(?:-\d{1,5})? (?:[A-Za-z][\w.'’]* |\d{1,3}(?:st|nd|rd|th) ){1,4}?"
+    r"(?:street|st|avenue|ave|road|rd|boulevard|blvd|drive|dr|lane|ln|way|place|court|ct|parkway|pkwy|highway|hwy|square|plaza)\b"
+    r"(?-i:(?: [A-Z][\w'’]*)*)(?: # ?\d+\b)?",
+    re.IGNORECASE,
+)
+"""A house's number and its street, in either case; what follows it with a capital belongs to it."""
+_NO_STREET = re.compile(
+    r" (?:a|an|and|at|for|from|in|is|my|of|on|or|please|that|this|to|with|your|tickets?|people|am|pm)\b", re.IGNORECASE
+)
+"""Words that no street's name holds: `2 tickets on the way`."""
+_HOUSE = re.compile(r"\d{3,5}(?: .*)?$|\d{1,3}(?:st|nd|rd|th)$", re.IGNORECASE)
+_PLACE = re.compile(
+    r"\b(?:(?:san|los|las|santa|saint) [a-z][\w'’-]+|new (?:york|delhi|orleans|jersey|mexico|zealand)|long (?:beach|island))\b",
+    re.IGNORECASE,
+)
+"""Places of two words that people also write small, or half so: `Los angeles`."""
 _SENTENCE = re.compile(r"(?:^|[.!?:]\s+|\"\s*)$")
 SHORT = 4
 """Words of a sentence whose first word may be a name by itself: `Toronto, please.`"""
@@ -61,16 +78,42 @@ def find_spans(text: str, today: dt.date | None) -> list[Span]:
     for quoted in _QUOTED.finditer(text):
         group = next(i for i in (1, 2, 3) if quoted[i] is not None)
         add(quoted.start(group), quoted.end(group), "text", spaced(quoted[group]))
+    for address in _ADDRESS.finditer(text):
+        if not _NO_STREET.search(address.group()):
+            add(address.start(), address.end(), "text", spaced(address.group()))
     for moment in moments.find(text, today):
         add(moment.start, moment.end, moment.kind, moment.value)
     for code in _CODE.finditer(text):
         add(code.start(), code.end(), "text", spaced(code.group()))
+    places = list(_PLACE.finditer(text))
     for name in _NAME.finditer(text):
         for start, end in _names(text, name.start(), name.end()):
+            end = max([end, *(place.end() for place in places if start <= place.start() < end)])
             end = min([end, *(other.start for other in found if start < other.start < end)])
             end = start + len(text[start:end].rstrip(" ,"))
             add(start, end, "text", spaced(text[start:end]))
-    return sorted(found, key=lambda span: span.start)
+    for place in places:
+        add(place.start(), place.end(), "text", spaced(place.group()))
+    return _joined(text, sorted(found, key=lambda span: span.start))
+
+
+def _joined(text: str, found: list[Span]) -> list[Span]:
+    """With what begins with a number as one: `888 Golden Saratoga`, `30th Street Station`, `1100 Foster Square Lane`."""
+    out: list[Span] = []
+    for span in found:
+        before = out[-1] if out else None
+        if (
+            before is not None
+            and before.kind in ("number", "text")
+            and span.kind == "text"
+            and span.start == before.end + 1
+            and text[span.start].isupper()
+            and _HOUSE.match(text[before.start : before.end])
+        ):
+            out[-1] = Span(before.start, span.end, "text", spaced(text[before.start : span.end]))
+        else:
+            out.append(span)
+    return out
 
 
 def _names(text: str, start: int, end: int) -> list[tuple[int, int]]:

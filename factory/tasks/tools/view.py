@@ -1,7 +1,7 @@
 """What a student sees of one request in the compact dialect: the turns in short, their spans numbered, functions numbered.
 
 Does: cut a conversation into turns, keep the latest whole and of older ones what fits, number spans `<v0>`…, functions `<t0>`…
-and arguments `<c0>`…; write the prompt.
+and arguments `<c0>`…; write the prompt, with the marks of what its words name.
 Does not: write answers (`compact.py`) or grammars (`grammar.py`).
 """
 
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from factory.tasks.sql.spaced import Chunk, chunks, spaced
 from factory.tasks.task import AnswerError
 from factory.tasks.tools.functions import Argument, Function, Toolset
+from factory.tasks.tools.mentions import argument_names, function_names, mentions
 from factory.tasks.tools.values import Span, find_spans
 
 Role = Literal["user", "system"]
@@ -210,7 +211,7 @@ class View:
                 raise AnswerError("too-many-functions", f"{have} {what}, but the compact dialect names {most}; offer fewer")
 
     def prompt(self) -> str:
-        """` find bus<t0> from<c0> date<date><c1><req> seats<int><c2>…<q><usr> a bus to<v0> san jose`."""
+        """` find bus<t0> from<c0> date<date><c1><req> seats<int><c2>…<q><usr> a<t0> bus to<v0> san jose for two<c2> seats`."""
         shown: list[str] = []
         seen: set[int] = set()
         for t, function in enumerate(self.toolset.functions[:MAX_FUNCTIONS]):
@@ -220,6 +221,8 @@ class View:
         for p, i, span in self._placed:
             if span.key in self.number_of:
                 marks[p, i] = marks.get((p, i), "") + f"<v{self.number_of[span.key]}>"
+        for p, i, token in self._named:
+            marks[p, i] = marks.get((p, i), "") + token
         turn = -1
         shown.append("<q>")
         for p, piece in enumerate(self.pieces):
@@ -228,6 +231,23 @@ class View:
                 shown.append(ROLE_TOKENS[self.turns[turn].role])
             shown += [marks.get((p, i), "") + chunk.text for i, chunk in enumerate(piece.chunks)]
         return "".join(shown)
+
+    @cached_property
+    def _named(self) -> list[tuple[int, int, str]]:
+        """(piece, chunk in it, token) of every place that names an argument or a function."""
+        groups = (
+            ("t", function_names(self.toolset.functions[:MAX_FUNCTIONS])),
+            ("c", argument_names(self.arguments[:MAX_ARGUMENTS])),
+        )
+        out = []
+        for p, piece in enumerate(self.pieces):
+            starts = {chunk.start: i for i, chunk in enumerate(piece.chunks)}
+            taken = tuple((span.start, span.end) for span in self._spans[piece.turn] if span.kind == "text")
+            for letter, names in groups:
+                for found in mentions(self.turns[piece.turn].text, names, taken):
+                    if found.start in starts:
+                        out.append((p, starts[found.start], f"<{letter}{found.number}>"))
+        return out
 
     def _arguments(self, function: Function, seen: set[int]) -> str:
         out = []

@@ -50,7 +50,8 @@ def test_times(text: str, expected: str | None) -> None:
     ("text", "expected"),
     [
         ("$1,330", "1330"), ("one thousand three hundred and thirty dollars", "1330"), ("4.3", "4.3"), ("twenty two", "22"),
-        ("4.30", "4.3"), ("room 12b", None),
+        ("4.30", "4.3"), ("room 12b", None), ("eight years back", "2011"), ("one year ago", "2018"), ("last year", "2018"),
+        ("in '16", "2016"), ("of '98", "1998"), ("the '80s", None),
     ],
 )  # fmt: skip
 def test_numbers(text: str, expected: str | None) -> None:
@@ -80,3 +81,19 @@ def test_spans_are_names_quotes_codes_and_moments_and_never_overlap() -> None:
 def test_sentences_do_not_begin_with_names_by_accident() -> None:
     assert find_spans("Sounds great to me, really. Thanks! Book it.", TODAY) == []
     assert [s.value for s in find_spans("Toronto, please", TODAY)] == [" toronto"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("attractions in Los angeles or san diego", ["Los angeles", "san diego"]),
+        ("San Jose Sharks in New york", ["San Jose Sharks", "New york"]),
+        ("we need New things and a long walk", ["New"]),
+        ("a cab to 899 Sir Francis Drake Boulevard for 2", ["899 Sir Francis Drake Boulevard", "2"]),
+        ("at 8339 church street. Then 1100 Foster Square Lane", ["8339 church street", "1100 Foster Square Lane"]),
+        ("888 Golden Saratoga and 30th Street Station", ["888 Golden Saratoga", "30th Street Station"]),
+        ("2 tickets on the way, 4 Giants seats", ["2", "4", "Giants"]),
+    ],
+)
+def test_places_and_addresses_are_one_span(text: str, expected: list[str]) -> None:
+    assert [text[span.start : span.end] for span in find_spans(text, TODAY)] == expected

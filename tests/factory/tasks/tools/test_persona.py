@@ -45,7 +45,8 @@ def test_an_artifact_answers_about_the_functions_it_is_given(tmp_path: Path) -> 
     result = persona("ring Big Ben three times")
     assert json.loads(result.text) == [{"name": "ring", "arguments": {"bell": "Big Ben", "times": 3}}]
     assert (
-        model.requests[0].messages[0].content == " ring<t0> bell<c0><req> times<int><c1><q><usr> ring<v0> big ben<v1> three times"
+        model.requests[0].messages[0].content == " ring<t0> bell<c0><req> times<int><c1><q><usr>"
+        "<t0> ring<v0> big ben<v1> three<c1> times"
     )
     assert not result.calls and not rung
 

@@ -48,8 +48,8 @@ def test_answers_come_back_and_the_grammar_takes_them(case: Example, dialect: Di
 def test_the_compact_dialect_points() -> None:
     prompt = TASK.messages(CASES[0], "compact")[0].content
     assert prompt.startswith(" book table<t0> restaurant name<c0> party size<int><c1> date<date><c2><req> time<time><c3>")
-    assert prompt.endswith("<q><usr> book a table for<v0> two at<v1> blue horizon<v2> next monday at"
-                           "<v3> half past 7 in the evening , outdoors")  # fmt: skip
+    assert prompt.endswith("<q><usr><t0> book a<t0> table for<v0> two at<v1> blue horizon<v2> next monday at"
+                           "<v3> half past 7 in the evening ,<c4> outdoors")  # fmt: skip
     assert TASK.encode(CASES[0], CASES[0].reference, "compact") == "<call><t0><c0><v1><c1><v0><c2><v2><c3><v3><c4><true>"
     assert TASK.encode(CASES[3], "[]", "compact") == "<none>"
 

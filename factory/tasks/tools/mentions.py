@@ -1,0 +1,141 @@
+"""Words of a conversation that name an argument, one of its choices, or a function: `any<c2> child - friendly<c3> park there`.
+
+Does: find them. Does not: write the marks (`view.py`) or decide what is called.
+
+A small model points where something is marked; without a mark it has to match words in their order and forms first, which it
+learns from many more rows (the same lever as `factory.tasks.sql.marks`, for functions instead of columns).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from factory.tasks.tools.functions import Argument, Function
+
+SAME_WORDS = 2
+"""Most arguments that the same words may name; as many functions beside them."""
+
+_WORD = re.compile(r"\d+|[^\W\d_]+")
+_HYPHENATED = re.compile(r"[^\W\d_]+-[^\W\d_]+")
+_ENDINGS = ("ings", "ing", "ers", "ed", "es", "er", "s", "e")
+_WEAK = frozenset(
+    """a an any and are as at be by can do does for from get has have i in is it me my name new no not number of on or per
+    s some that the their there this to was what when where which who with you""".split()
+)
+"""Words that name something only together with others."""
+_VERBS = frozenset("check do find list look lookup search show".split())
+"""Weak where they stand in a function's name: requests are full of them."""
+_HEAD = 4
+"""Letters of the shorter word that one word must share with another from its start, to be a form or part of it."""
+_TAIL = 2
+"""Letters that the longer one has more, at least: `bath` and `bathroom`, but not `star` and `start`."""
+
+
+@dataclass(frozen=True)
+class Mention:
+    """Characters [start, end) of a turn that name argument or function `number`."""
+
+    start: int
+    end: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Name:
+    """What may be said for one argument or function: the stems of its words."""
+
+    number: int
+    stems: tuple[str, ...]
+    weak: frozenset[str]
+    choice: bool
+
+
+def argument_names(arguments: Sequence[Argument]) -> tuple[Name, ...]:
+    """An argument's own name, and each choice it has in words."""
+    return tuple(
+        _name(number, text, _WEAK, choice)
+        for number, argument in enumerate(arguments)
+        for text, choice in [(argument.words, False), *((str(c), True) for c in argument.choices if isinstance(c, str))]
+        if _WORD.search(text)
+    )
+
+
+def function_names(functions: Sequence[Function]) -> tuple[Name, ...]:
+    return tuple(_name(number, function.words, _WEAK | _VERBS, False) for number, function in enumerate(functions))
+
+
+@lru_cache(1 << 14)
+def _name(number: int, text: str, weak: frozenset[str], choice: bool) -> Name:
+    stems = tuple(dict.fromkeys(stem(word) for word in _WORD.findall(text)))
+    return Name(number, stems, frozenset(stem(word) for word in weak), choice)
+
+
+@lru_cache(1 << 14)
+def mentions(text: str, names: Sequence[Name], taken: tuple[tuple[int, int], ...] = ()) -> tuple[Mention, ...]:
+    """In the order of the text. A mention holds stems of one name, at least one of them telling, or the whole name.
+
+    Of overlapping ones those stay that cover most of their names, at most `SAME_WORDS` that cover as much. Places inside `taken`
+    (spans of values) name choices only."""
+    runs: list[tuple[float, Mention]] = []
+    for words in _readings(text):
+        for name in names:
+            for first, last, said in _runs(words, name):
+                start, end = words[first][0], words[last][1]
+                if name.choice or not any(a <= start and end <= b for a, b in taken):
+                    runs.append((said**1.5 / len(name.stems), Mention(start, end, name.number)))
+    kept: list[tuple[float, Mention]] = []
+    for weight, run in sorted(runs, key=lambda item: (-item[0], item[1].start, item[1].number)):
+        rivals = [other for other in kept if other[1].start < run.end and run.start < other[1].end]
+        if len(rivals) < SAME_WORDS and all(w <= weight + 1e-9 and other.number != run.number for w, other in rivals):
+            kept.append((weight, run))
+    return tuple(sorted((run for _, run in kept), key=lambda run: (run.start, run.number)))
+
+
+def _runs(words: Sequence[tuple[int, int, str]], name: Name) -> Iterable[tuple[int, int, int]]:
+    """(first word, last word, different stems of the name) of every run of the name's words."""
+    at = 0
+    while at < len(words):
+        said: set[str] = set()
+        last = at
+        while last < len(words) and (found := _among(words[last][2], name.stems)):
+            said.add(found)
+            last += 1
+        if said and (said - name.weak or len(said) == len(name.stems)):
+            yield at, last - 1, len(said)
+        at = max(last, at + 1)
+
+
+@lru_cache(1 << 16)
+def _among(word: str, stems: tuple[str, ...]) -> str | None:
+    """The stem that a word is a form or part of."""
+    if word in stems:
+        return word
+    for own in stems:
+        short, long = sorted((word, own), key=len)
+        if len(short) >= _HEAD and len(long) - len(short) >= _TAIL and long.startswith(short):
+            return own
+    return None
+
+
+@lru_cache(1 << 14)
+def _readings(text: str) -> tuple[tuple[tuple[int, int, str], ...], ...]:
+    """The words as (start, end, stem); and hyphenated ones as one word each: `wi-fi` is `wifi`."""
+    single = tuple((found.start(), found.end(), stem(found.group())) for found in _WORD.finditer(text))
+    joined = tuple((f.start(), f.end(), stem(f.group().replace("-", ""))) for f in _HYPHENATED.finditer(text))
+    return (single, joined) if joined else (single,)
+
+
+@lru_cache(1 << 14)
+def stem(word: str) -> str:
+    """The same for a name and for its use in a request: `Movies`, `movie` -> `movy`; `leaving`, `leave` -> `leav`."""
+    word = word.lower()
+    for ending in ("ies", "ie"):
+        if word.endswith(ending) and len(word) > 4:
+            return word.removesuffix(ending) + "y"
+    for ending in _ENDINGS:
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            return word.removesuffix(ending)
+    return word
