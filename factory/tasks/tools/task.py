@@ -26,6 +26,8 @@ from factory.tasks.tools.functions import Toolset
 from factory.tasks.tools.view import View
 
 VIEWS_KEPT = 4096
+WORDS_LOST = 0.06
+"""Share of the words a variant of a request loses."""
 
 
 class ToolsTask:
@@ -88,11 +90,16 @@ class ToolsTask:
         return compact.encode(self.view(example), answer, scoring.variants_of(example))
 
     def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> Variant:
-        """The functions in another order, and so other numbers for them and their arguments; see `HasVariants`."""
+        """The functions in another order, and so other numbers for them and their arguments, and some words lost that name
+        nothing; see `HasVariants`."""
         toolset = scoring.toolset_of(example)
         functions = random.sample(toolset.functions, len(toolset.functions))
         other = replace(example, context=replace(toolset, functions=tuple(functions)))
-        return Variant(other.question, self.messages(other, dialect), self.encode(other, answer, dialect))
+        try:
+            thinned = replace(other, question=self.view(other).thinned(random, WORDS_LOST))
+            return Variant(thinned.question, self.messages(thinned, dialect), self.encode(thinned, answer, dialect))
+        except AnswerError:  # a value was spelt with a lost word
+            return Variant(other.question, self.messages(other, dialect), self.encode(other, answer, dialect))
 
     def decode(self, example: Example, completion: str, dialect: Dialect) -> str:
         return calls.write(plain.decode(completion) if dialect == "plain" else compact.decode(self.view(example), completion))

@@ -12,12 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from random import Random
 from typing import Any, Literal
 
 from factory.tasks.sql.spaced import Chunk, chunks, spaced
 from factory.tasks.task import AnswerError
 from factory.tasks.tools.functions import Argument, Function, Toolset
-from factory.tasks.tools.mentions import argument_names, function_names, mentions
+from factory.tasks.tools.mentions import Mention, Name, argument_names, function_names, mentions
 from factory.tasks.tools.values import Span, find_spans
 
 Role = Literal["user", "system"]
@@ -33,6 +34,8 @@ CHOICES_SHOWN = 3
 """Choices of an argument that are shown though nobody mentions them."""
 TYPE_TOKENS = {"integer": "<int>", "number": "<int>", "date": "<date>", "time": "<time>", "boolean": "<true>"}
 
+KEPT = frozenset("no not nope never without yes yeah yep any all both none".split())
+"""Words that a thinned conversation keeps: without them it says something else."""
 EMPTY = frozenset(
     """yes yeah yep yup no nope not now ok okay sure please thank thanks you that that's is it it's this correct right all good
     great fine works work for me sounds perfect nice do i , . ! ? well alright cool awesome can am like love would go
@@ -233,21 +236,45 @@ class View:
         return "".join(shown)
 
     @cached_property
-    def _named(self) -> list[tuple[int, int, str]]:
-        """(piece, chunk in it, token) of every place that names an argument or a function."""
-        groups = (
+    def _names(self) -> tuple[tuple[str, tuple[Name, ...]], ...]:
+        return (
             ("t", function_names(self.toolset.functions[:MAX_FUNCTIONS])),
             ("c", argument_names(self.arguments[:MAX_ARGUMENTS])),
         )
+
+    @cached_property
+    def _named(self) -> list[tuple[int, int, str]]:
+        """(piece, chunk in it, token) of every place that names an argument or a function."""
         out = []
         for p, piece in enumerate(self.pieces):
             starts = {chunk.start: i for i, chunk in enumerate(piece.chunks)}
-            taken = tuple((span.start, span.end) for span in self._spans[piece.turn] if span.kind == "text")
-            for letter, names in groups:
-                for found in mentions(self.turns[piece.turn].text, names, taken):
-                    if found.start in starts:
-                        out.append((p, starts[found.start], f"<{letter}{found.number}>"))
+            for token, found in self._mentions(piece.turn):
+                if found.start in starts:
+                    out.append((p, starts[found.start], token))
         return out
+
+    def _mentions(self, turn: int) -> list[tuple[str, Mention]]:
+        taken = tuple((span.start, span.end) for span in self._spans[turn] if span.kind == "text")
+        return [
+            (f"<{letter}{found.number}>", found)
+            for letter, names in self._names
+            for found in mentions(self.turns[turn].text, names, taken)
+        ]
+
+    def thinned(self, random: Random, share: float) -> str:
+        """The conversation without a random share of its words. Spans, words that name something and short answers stay."""
+        turns = []
+        for n, turn in enumerate(self.turns):
+            kept = [(span.start, span.end) for span in self._spans[n]] + [(m.start, m.end) for _, m in self._mentions(n)]
+            text, at = [], 0
+            for chunk in self.chunks[n]:
+                word = chunk.text.strip()
+                said = word in KEPT or any(start < chunk.end and chunk.start < end for start, end in kept)
+                if not said and word.isalpha() and random.random() < share:
+                    text.append(turn.text[at : chunk.start])
+                    at = chunk.end
+            turns.append(Turn(turn.role, "".join([*text, turn.text[at:]]).strip() or turn.text))
+        return written(turns)
 
     def _arguments(self, function: Function, seen: set[int]) -> str:
         out = []
