@@ -14,7 +14,7 @@ from pathlib import Path
 
 from factory.tasks.sql.reading import Fingerprint
 from factory.tasks.task import DatasetCard, DataSource, Example, TaskError
-from factory.tasks.tools import own, seal, sgd, snips
+from factory.tasks.tools import own, seal, sgd, snips, stiff
 
 BUNDLED = Path(__file__).parents[2] / "data" / "seal_tools"
 DEFAULT = "seal-tools"
@@ -22,18 +22,31 @@ DATASETS: dict[str, str] = {
     "seal-tools": "bundled: 700 questions over 4,076 functions, often several calls; Apache-2.0; splits train, xdev, all",
     "sgd": "Schema-Guided Dialogue: 33,963 service calls in 12,174 dialogues; CC BY-SA 4.0; needs --data-dir; splits train, dev",
     "snips": "13,084 short requests for seven functions; no licence stated; needs --data-dir; splits train, valid",
+    "stiff": "bundled: 12,000 requests made by templates for Seal-Tools' functions; Apache-2.0; splits train, xdev",
+    "sgd+snips+seal-tools+stiff": "these, or any of them, as one; --data-dir holds a folder for each; splits train, validation",
 }
 _ABOUT = {
     "seal-tools": ("Apache-2.0", "Seal-Tools, Wu et al. 2024"),
     "sgd": ("CC BY-SA 4.0", "Schema-Guided Dialogue, Rastogi et al. 2020"),
     "snips": ("none stated", "SNIPS, Coucke et al. 2018, in the slot-gated version"),
+    "stiff": ("Apache-2.0", "requests made by templates for the functions of Seal-Tools, Wu et al. 2024"),
 }
 _READERS: dict[str, Callable[[Path, str, Fingerprint], tuple[list[Example], Counter[str]]]] = {
     "seal-tools": seal.read,
     "sgd": sgd.read,
     "snips": snips.read,
+    "stiff": stiff.read,
 }
-_SPLITS = {"seal-tools": ("train", "xdev"), "sgd": ("train", "dev", "test"), "snips": ("train", "valid", "test")}
+_BUNDLED_SETS = ("seal-tools", "stiff")
+_SPLITS = {
+    "seal-tools": ("train", "xdev"),
+    "sgd": ("train", "dev", "test"),
+    "snips": ("train", "valid", "test"),
+    "stiff": ("train", "xdev"),
+}
+_VALIDATION = {"seal-tools": "xdev", "sgd": "dev", "snips": "valid", "stiff": "xdev"}
+_FOLDERS = {"seal-tools": ("seal_tools",), "sgd": ("sgd",), "snips": ("snips", "slots_snips"), "stiff": ("seal_tools",)}
+"""Where a set lies in the --data-dir of several."""
 
 
 def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
@@ -56,11 +69,16 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
         about = " ".join(str(place) for place in (source.functions, source.questions) if place is not None)
         name, license = Path(about.split()[0].replace(":", ".")).stem, "yours"
     else:
-        name = check_dataset(source)
-        examples, skipped = _READERS[name](directory(source), source.split, seen)
-        license, about = _ABOUT[name]
+        names = check_dataset(source)
+        for name in names:
+            split = _VALIDATION[name] if len(names) > 1 and source.split == "validation" else source.split
+            found, lost = _READERS[name](directory(source, name), split, seen)
+            examples += found
+            skipped += lost
+        name = "+".join(names)
+        license, about = ("; ".join(dict.fromkeys(part)) for part in zip(*(_ABOUT[one] for one in names), strict=True))
     if not examples and source.functions is None and source.questions is None:
-        raise TaskError(f"--split {source.split} of {name}: every row was skipped ({dict(skipped)}); check {directory(source)}")
+        raise TaskError(f"--split {source.split} of {name}: every row was skipped ({dict(skipped)}); check --data-dir")
     if source.limit is not None and source.limit < len(examples):
         random.Random(source.seed).shuffle(examples)
         examples = examples[: source.limit]
@@ -70,22 +88,33 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
     return examples, card
 
 
-def check_dataset(source: DataSource) -> str:
-    """The name of a known data set whose files are there; raises TaskError."""
-    name = DEFAULT if source.dataset is None else source.dataset
-    if name not in DATASETS:
-        raise TaskError(
-            f"unknown dataset {name!r}; choose from {', '.join(DATASETS)}, or give your own --functions and --questions"
-        )
-    if source.data_dir is None and name != DEFAULT:
-        raise TaskError(f"dataset {name!r} is not bundled; give the directory that holds it with --data-dir")
-    if not directory(source).is_dir():
-        raise TaskError(f"--data-dir {directory(source)}: no such directory; give the one that holds {name}")
-    return name
+def check_dataset(source: DataSource) -> tuple[str, ...]:
+    """The known data sets of `--dataset a+b` whose files are there; raises TaskError."""
+    names = tuple(dict.fromkeys((DEFAULT if source.dataset is None else source.dataset).split("+")))
+    for name in names:
+        if name not in _READERS:
+            raise TaskError(
+                f"unknown dataset {name!r}; choose from {', '.join(_READERS)}, several joined by +, or give your own "
+                "--functions and --questions"
+            )
+        if source.data_dir is None and name not in _BUNDLED_SETS:
+            raise TaskError(f"dataset {name!r} is not bundled; give the directory that holds it with --data-dir")
+    for name in names:
+        if not (found := directory(source, name)).is_dir():
+            many = f", and a folder {found.name} for it" if len(names) > 1 else ""
+            raise TaskError(f"--data-dir {found}: no such directory; give the one that holds {name}{many}")
+    return names
 
 
-def directory(source: DataSource) -> Path:
-    return BUNDLED if source.data_dir is None else source.data_dir
+def directory(source: DataSource, name: str) -> Path:
+    """Of one set: --data-dir itself, or its folder there where several are named; what is bundled may be left out."""
+    if source.data_dir is None:
+        return BUNDLED
+    if "+" not in (source.dataset or ""):
+        return source.data_dir
+    places = [source.data_dir / folder for folder in _FOLDERS[name]]
+    there = next((place for place in places if place.is_dir()), None)
+    return there or (BUNDLED if name in _BUNDLED_SETS else places[0])
 
 
 def others(source: DataSource) -> list[Example]:
@@ -96,12 +125,14 @@ def others(source: DataSource) -> list[Example]:
         here = {example.id for example in load(source.model_copy(update={"limit": None}))[0]}
         every = load(source.model_copy(update={"split": "all", "limit": None}))[0]
         return [example for example in every if example.id not in here]
-    name = check_dataset(source)
+    names = check_dataset(source)
     found: list[Example] = []
-    for split in _SPLITS[name]:
-        if split != source.split:
-            with suppress(TaskError):
-                found += _READERS[name](directory(source), split, Fingerprint())[0]
+    for name in names:
+        own_split = _VALIDATION[name] if source.split == "validation" else source.split
+        for split in _SPLITS[name]:
+            if split != own_split:
+                with suppress(TaskError):
+                    found += _READERS[name](directory(source, name), split, Fingerprint())[0]
     return found
 
 
@@ -109,5 +140,5 @@ def validation_split(source: DataSource) -> str:
     """The split that models are chosen on."""
     if source.functions is not None or source.questions is not None:
         return "xdev"
-    name = check_dataset(source)
-    return {"sgd": "dev", "snips": "valid"}.get(name, "xdev")
+    names = check_dataset(source)
+    return _VALIDATION[names[0]] if len(names) == 1 else "validation"
