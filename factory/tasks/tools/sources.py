@@ -114,7 +114,7 @@ def directory(source: DataSource, name: str) -> Path:
         return source.data_dir
     places = [source.data_dir / folder for folder in _FOLDERS[name]]
     there = next((place for place in places if place.is_dir()), None)
-    return there or (BUNDLED if name in _BUNDLED_SETS else places[0])
+    return there or (BUNDLED if name in _BUNDLED_SETS else places[-1])
 
 
 def others(source: DataSource) -> list[Example]:

@@ -88,6 +88,7 @@ class View:
     def __init__(self, toolset: Toolset, question: str) -> None:
         self.toolset = toolset
         self.turns = turns_of(question)
+        self.spoken = _ROLE.match(question) is not None
         read = [_read_turn(turn.text, toolset.today) for turn in self.turns]
         self.chunks = [own for own, _ in read]
         self._spans = [spans for _, spans in read]
@@ -274,7 +275,7 @@ class View:
                     text.append(turn.text[at : chunk.start])
                     at = chunk.end
             turns.append(Turn(turn.role, "".join([*text, turn.text[at:]]).strip() or turn.text))
-        return written(turns)
+        return written(turns) if self.spoken else turns[0].text
 
     def _arguments(self, function: Function, seen: set[int]) -> str:
         out = []

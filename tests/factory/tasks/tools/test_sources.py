@@ -188,3 +188,57 @@ def test_drafts_read_back_as_questions(tmp_path: Path) -> None:
         (e.question, e.reference, list(e.context.by_name)) for e in made
     ]
     assert FUNCTIONS[0].name in back[0].context.by_name
+
+
+def test_requests_by_templates_are_the_same_every_time_and_divided_by_their_functions() -> None:
+    parts = {split: TASK.load(DataSource(dataset="stiff", split=split))[0] for split in ("train", "xdev")}
+    assert [len(part) for part in parts.values()] == [12_000, 600]
+    again = TASK.load(DataSource(dataset="stiff", split="xdev"))[0]
+    assert [(e.id, e.question, e.reference) for e in again] == [(e.id, e.question, e.reference) for e in parts["xdev"]]
+    named = [{name for e in part for name in e.context.by_name} for part in parts.values()]
+    assert not named[0] & named[1] and len(named[0]) > 3000 and len(named[1]) > 200
+    share = sum(e.extra["kind"] == "none" for e in parts["train"]) / 12_000
+    assert 0.1 < share < 0.3 and len({e.context.today for e in parts["xdev"]}) > 10
+    for example in parts["xdev"][:100]:
+        try:
+            completion = TASK.encode(example, example.reference, "compact")
+        except AnswerError:
+            continue
+        assert TASK.score(example, TASK.decode(example, completion, "compact")).correct
+
+
+def test_several_sets_are_one(tmp_path: Path) -> None:
+    (tmp_path / "sgd").mkdir()
+    for split in ("train", "dev"):
+        write_sgd(tmp_path / "sgd", split, 10)
+    snips = tmp_path / "slots_snips"
+    snips.mkdir()
+    row = {"text": "rate this book four", "tags": "O B-object_select B-object_type B-rating_value", "intent": "RateBook"}
+    for split in ("train", "valid"):
+        (snips / f"{split}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    source = DataSource(dataset="sgd+snips+seal-tools", data_dir=tmp_path, split="train")
+    found, card = TASK.load(source)
+    assert card.name == "sgd+snips+seal-tools" and card.n == len(found)
+    assert card.license == "CC BY-SA 4.0; none stated; Apache-2.0" and "Rastogi" in card.source and "Coucke" in card.source
+    assert {e.id.split("-")[0] for e in found} == {"train", "snips", "seal"}
+    assert TASK.validation_split(source) == "validation"
+    held, _ = TASK.load(source.model_copy(update={"split": "validation"}))
+    parts = (("sgd", tmp_path / "sgd", "dev"), ("snips", snips, "valid"), ("seal-tools", None, "xdev"))
+    alone = [TASK.load(DataSource(dataset=name, data_dir=place, split=split))[0] for name, place, split in parts]
+    assert [e.id for e in held] == [e.id for part in alone for e in part]
+    assert {e.id for e in TASK.others(source)} == {e.id for e in held}
+    assert {e.id for e in TASK.others(source.model_copy(update={"split": "validation"}))} == {e.id for e in found}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [
+        ("sgd+nothing", "unknown dataset 'nothing'"),
+        ("seal-tools+snips", "a folder slots_snips for it"),
+        ("", "unknown dataset ''"),
+    ],
+)
+def test_a_set_that_is_not_there_is_one_sentence(dataset: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=words) as caught:
+        TASK.load(DataSource(dataset=dataset, data_dir=tmp_path))
+    assert "\n" not in str(caught.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -15,11 +14,6 @@ from tests.factory.tasks.tools.worlds import TOOLSET, call, example
 TASK: Any = get_task("tools")
 
 
-def said(prompt: str) -> str:
-    """The conversation without the marks of functions and arguments, whose numbers follow their order."""
-    return re.sub(r"<[tc]\d+>", "", prompt.split("<q>")[1])
-
-
 def test_a_variant_offers_the_functions_in_another_order_and_means_the_same() -> None:
     assert isinstance(TASK, HasVariants)
     case = example(
@@ -27,17 +21,43 @@ def test_a_variant_offers_the_functions_in_another_order_and_means_the_same() ->
         call("send_mail", recipient_email="maria@example.com", subject="winter boots"),
         call("listMails", date="2019-03-08"),
     )
-    orders, completions = set(), set()
+    orders, completions, lost = set(), set(), set()
     random = Random(1)
-    for _ in range(20):
+    for _ in range(40):
         question, (message,), completion = TASK.variant(case, case.reference, "compact", random)
         shown = sorted(TOOLSET.functions, key=lambda function: message.content.index(function.words + "<t"))
-        assert question == case.question
-        assert said(message.content) == said(TASK.messages(case, "compact")[0].content)
-        assert f"<t{shown.index(TOOLSET.by_name['listMails'])}> list mails of" in message.content
+        lost.add(len(case.question.split()) - len(question.split()))
+        words = iter(case.question.split())
+        assert all(word in words for word in question.split()), "words in their order, none new"
+        assert all(part in question for part in ("maria@example.com", '"winter boots"', "list mails", "March 8th"))
+        assert f"<t{shown.index(TOOLSET.by_name['listMails'])}> list mails" in message.content
         read = TASK.decode(replace(case, context=replace(TOOLSET, functions=tuple(shown))), completion, "compact")
         assert json.loads(read) == json.loads(case.reference or "")
         orders.add(tuple(function.name for function in shown))
         completions.add(completion)
-    assert len(orders) > 1 and len(completions) > 1
+    assert len(orders) > 1 and len(completions) > 1 and 0 in lost and max(lost) in (1, 2)
     assert TASK.variant(case, case.reference, "compact", Random(3)) == TASK.variant(case, case.reference, "compact", Random(3))
+
+
+def test_a_variant_of_a_conversation_is_one_and_keeps_what_answers() -> None:
+    case = example(
+        "User: could I have a table at Sino some day soon\n"
+        "System: For how many of you, and when would that be?\nUser: no, 3, tomorrow",
+        call("bookTable", restaurant_name="Sino", party_size=3, date="2019-03-02"),
+    )
+    random = Random(2)
+    questions = {TASK.variant(case, case.reference, "compact", random)[0] for _ in range(60)}
+    assert len(questions) > 10
+    for question in questions:
+        first, second, third = question.split("\n")
+        assert (
+            first.startswith("User: ") and "Sino" in first and second.startswith("System: ") and third == "User: no, 3, tomorrow"
+        )
+
+
+def test_a_value_spelt_with_a_lost_word_brings_the_whole_request_back() -> None:
+    case = example(
+        "mail maria@example.com the old story", call("send_mail", recipient_email="maria@example.com", subject="the old story")
+    )
+    random = Random(4)
+    assert {TASK.variant(case, case.reference, "compact", random)[0] for _ in range(60)} == {case.question}
