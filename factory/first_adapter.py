@@ -21,7 +21,7 @@ from agents.card import ADAPTER_FILE, Card, CardError, sha256_of_weights
 from factory.embedded import HOME, NAME
 from factory.merge import name_base
 from factory.settings import Adapter, StudentSettings
-from factory.student import StudentError, StudentPlan
+from factory.student import StudentError, StudentPlan, adapter_gb
 from factory.tasks.task import DatasetCard
 
 if TYPE_CHECKING:
@@ -92,6 +92,15 @@ def find_adapter(settings: StudentSettings, student: StudentPlan, run: Path, ear
     if student.adapter not in fits:
         raise StudentError(f"--adapter-from {spec!r} is {found.kind}, and {student.adapter!r} is to be trained; "
                            f"give --adapter {fits[0]}")  # fmt: skip
+    if settings.rank not in (StudentSettings.model_fields["rank"].default, found.rank):
+        raise StudentError(
+            f"--rank {settings.rank} beside --adapter-from {spec!r}, which has rank {found.rank}; leave --rank out"
+        )
+    more = adapter_gb(student.layers, student.hidden, found.rank) - adapter_gb(student.layers, student.hidden, settings.rank)
+    if student.need_gb + more > student.have_gb:
+        raise StudentError(f"student {student.spec!r} with the adapter {spec!r} of rank {found.rank} needs about "
+                           f"{student.need_gb + more:.1f} GB to train and {student.have_gb:.1f} GB are free; choose a smaller "
+                           "--batch or --max-length")  # fmt: skip
     if student.kind == "directory":
         _check_base(found, Path(student.model_id))
     return found

@@ -80,7 +80,7 @@ class StudentSettings(DataSettings):
     adapter: Adapter | None = None
     """what is trained; default: none (all weights) for scratch and finetune on CPU-sized models, lora for the others"""
     rank: int = Field(16, ge=1, le=1024)
-    """rank of the adapter; with --adapter-from, that one's"""
+    """rank of the adapter; with --adapter-from it is that one's"""
     adapter_from: str | None = None
     """adapter to go on training from: a directory, a GGUF adapter, or embedded (the one that ships for the task)"""
     split: str = "train"

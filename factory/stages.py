@@ -131,8 +131,12 @@ class Stages:
             if card.sha256 != old["sha256"]:
                 raise SettingsError(f"{self.path}: the data ({card.source}) changed since this run began, so that its answers "
                                     "no longer belong to the questions; give another --out")  # fmt: skip
+        begun = self.run.recall().get("task_version", self.task.version)
+        if begun != self.task.version:
+            raise SettingsError(f"{self.path}: begun with version {begun} of the task {self.task.name}, which asks in other "
+                                f"words than version {self.task.version} here; give another --out")  # fmt: skip
         inherited = [] if self.first is None else self.first.read_before(data.cards)
-        self.run.remember(data=[card.model_dump() for card in [*data.cards, *inherited]])
+        self.run.remember(task_version=self.task.version, data=[card.model_dump() for card in [*data.cards, *inherited]])
         return data
 
     def read_data(self) -> Data:

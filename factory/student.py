@@ -188,12 +188,17 @@ def training_gb(facts: Student, adapter: Adapter, batch: int, max_length: int, r
     parameters = facts.parameters * 1e6
     embedding = facts.vocab * facts.hidden
     frozen = {"none": 16.0 * parameters, "qlora": 0.6 * (parameters - embedding) + 2.0 * embedding}.get(adapter, 2.0 * parameters)
-    trained = 0.0 if adapter == "none" else 16.0 * 21 * facts.layers * facts.hidden * rank
+    trained = 0.0 if adapter == "none" else 1e9 * adapter_gb(facts.layers, facts.hidden, rank)
     tokens = batch * min(max_length, 256 if dialect == "compact" else 512)
     kept = 40.0 if facts.parameters < 100 else 4.0
     activations = tokens * facts.hidden * (facts.layers * kept + 40.0)
     logits = batch * min(max_length, 64) * facts.vocab * 12.0
     return (frozen + trained + activations + logits) / 1e9 + 0.6
+
+
+def adapter_gb(layers: int, hidden: int, rank: int) -> float:
+    """Memory of an adapter in training, in GB."""
+    return 16.0 * 21 * layers * hidden * rank / 1e9
 
 
 def _reach(spec: str, model_id: str) -> HubState:

@@ -328,3 +328,16 @@ def test_data_that_changed_under_a_run_is_refused(shop, tmp_path):
         mine.questions.write_text("\n".join(rows[1:]) + "\n", encoding="utf-8")
         with pytest.raises(SettingsError, match="changed since this run began"):
             factory.distill(**settings)
+
+
+def test_a_run_of_another_version_of_the_task_is_refused(shop, tmp_path, monkeypatch):
+    from factory.settings import SettingsError
+    from factory.tasks.sql.task import SqlTask
+
+    with serve(shop.answers(), faults=Faults(bad_request=1.0)) as server:
+        settings = small(shop, tmp_path / "run", server.spec)
+        with pytest.raises(RunStopped):
+            factory.distill(**settings)
+        monkeypatch.setattr(SqlTask, "version", SqlTask.version + 1)
+        with pytest.raises(SettingsError, match=r"begun with version \d+ of the task sql, .*; give another --out"):
+            factory.distill(**settings)

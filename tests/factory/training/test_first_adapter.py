@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(student_dir: Pa
     refused(tmp_path / "lora", "begins from random weights", "scratch:tiny")
     refused(tmp_path / "lora", "'none' is to be trained; give --adapter lora", adapter="none")
     refused(tmp_path / "dora", "is dora, and 'lora'.*give --adapter dora")
+    refused(tmp_path / "lora", "--rank 32 beside --adapter-from .* has rank 4; leave --rank out", rank=32)
+    assert found(tmp_path / "lora", student_dir, rank=4).rank == found(tmp_path / "lora", student_dir).rank == 4
     assert found(tmp_path / "dora", student_dir, adapter="dora").kind == "dora"
     assert found(tmp_path / "lora", student_dir, adapter="qlora").kind == "lora"
     assert find_adapter(settings(), resolve_student(str(student_dir), settings()), tmp_path, None) is None
+
+
+def test_memory_is_asked_for_the_adapter_that_is_there(student_dir: Path, tmp_path: Path) -> None:
+    adapt(student_dir, tmp_path / "lora", r=512)
+    asked = settings(adapter_from=str(tmp_path / "lora"), student=str(student_dir))
+    student = resolve_student(asked.student, asked)
+    tight = replace(student, have_gb=student.need_gb + 1e-6)
+    with pytest.raises(StudentError, match=r"of rank 512 needs about .* GB are free; choose a smaller --batch"):
+        find_adapter(asked, tight, tmp_path / "run", None)
+    assert find_adapter(asked, student, tmp_path / "run", None) is not None
 
 
 def test_an_adapter_of_another_shape_is_refused_and_never_half_loaded(student_dir: Path, tmp_path: Path) -> None:
