@@ -123,9 +123,8 @@ class Stages:
             data = self.read_data()
             for card in data.cards:
                 for reason, n in card.skipped.items():
-                    if reason.startswith("split-"):  # not lost: it belongs to the other part
-                        continue
-                    stage.drop(f"{card.split}: {reason}", n)
+                    if not reason.startswith("split-"):  # that is not lost: it belongs to the other part
+                        stage.drop(f"{card.split}: {reason}", n)
             stage.metric(train=len(data.train), validation=len(data.validation))
         for card, old in zip(data.cards, self.run.recall().get("data", ())):
             if card.sha256 != old["sha256"]:
@@ -133,8 +132,8 @@ class Stages:
                                     "no longer belong to the questions; give another --out")  # fmt: skip
         begun = self.run.recall().get("task_version", self.task.version)
         if begun != self.task.version:
-            raise SettingsError(f"{self.path}: begun with version {begun} of the task {self.task.name}, which asks in other "
-                                f"words than version {self.task.version} here; give another --out")  # fmt: skip
+            raise SettingsError(f"{self.path}: begun with version {begun} of the task {self.task.name}, version "
+                                f"{self.task.version} asks in other words; give another --out")  # fmt: skip
         inherited = [] if self.first is None else self.first.read_before(data.cards)
         self.run.remember(task_version=self.task.version, data=[card.model_dump() for card in [*data.cards, *inherited]])
         return data
