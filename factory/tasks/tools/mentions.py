@@ -9,7 +9,7 @@ learns from many more rows (the same lever as `factory.tasks.sql.marks`, for fun
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -53,18 +53,38 @@ class Name:
     choice: bool
 
 
-def argument_names(arguments: Sequence[Argument]) -> tuple[Name, ...]:
+class Names:
+    """The names of one list of arguments or functions, and which of them each word met so far belongs to."""
+
+    def __init__(self, names: Sequence[Name]) -> None:
+        self.names = tuple(names)
+        self._of: dict[str, dict[int, str]] = {}
+
+    def of(self, word: str) -> dict[int, str]:
+        """Place in `names` -> the stem there that `word` is a form or part of."""
+        found = self._of.get(word)
+        if found is None:
+            among = ((i, _among(word, name.stems)) for i, name in enumerate(self.names))
+            found = self._of[word] = {i: stem for i, stem in among if stem is not None}
+        return found
+
+
+@lru_cache(1 << 12)
+def argument_names(arguments: tuple[Argument, ...]) -> Names:
     """An argument's own name, and each choice it has in words."""
-    return tuple(
-        _name(number, text, _WEAK, choice)
-        for number, argument in enumerate(arguments)
-        for text, choice in [(argument.words, False), *((str(c), True) for c in argument.choices if isinstance(c, str))]
-        if _WORD.search(text)
+    return Names(
+        [
+            _name(number, text, _WEAK, choice)
+            for number, argument in enumerate(arguments)
+            for text, choice in [(argument.words, False), *((str(c), True) for c in argument.choices if isinstance(c, str))]
+            if _WORD.search(text)
+        ]
     )
 
 
-def function_names(functions: Sequence[Function]) -> tuple[Name, ...]:
-    return tuple(_name(number, function.words, _WEAK | _VERBS, False) for number, function in enumerate(functions))
+@lru_cache(1 << 12)
+def function_names(functions: tuple[Function, ...]) -> Names:
+    return Names([_name(number, function.words, _WEAK | _VERBS, False) for number, function in enumerate(functions)])
 
 
 @lru_cache(1 << 14)
@@ -74,18 +94,17 @@ def _name(number: int, text: str, weak: frozenset[str], choice: bool) -> Name:
 
 
 @lru_cache(1 << 14)
-def mentions(text: str, names: Sequence[Name], taken: tuple[tuple[int, int], ...] = ()) -> tuple[Mention, ...]:
+def mentions(text: str, names: Names, taken: tuple[tuple[int, int], ...] = ()) -> tuple[Mention, ...]:
     """In the order of the text. A mention holds stems of one name, at least one of them telling, or the whole name.
 
     Of overlapping ones those stay that cover most of their names, at most `SAME_WORDS` that cover as much. Places inside `taken`
     (spans of values) name choices only."""
     runs: list[tuple[float, Mention]] = []
     for words in _readings(text):
-        for name in names:
-            for first, last, said in _runs(words, name):
-                start, end = words[first][0], words[last][1]
-                if name.choice or not any(a <= start and end <= b for a, b in taken):
-                    runs.append((said**1.5 / len(name.stems), Mention(start, end, name.number)))
+        for name, first, last, said in _runs(words, names):
+            start, end = words[first][0], words[last][1]
+            if name.choice or not any(a <= start and end <= b for a, b in taken):
+                runs.append((said**1.5 / len(name.stems), Mention(start, end, name.number)))
     kept: list[tuple[float, Mention]] = []
     for weight, run in sorted(runs, key=lambda item: (-item[0], item[1].start, item[1].number)):
         rivals = [other for other in kept if other[1].start < run.end and run.start < other[1].end]
@@ -94,18 +113,21 @@ def mentions(text: str, names: Sequence[Name], taken: tuple[tuple[int, int], ...
     return tuple(sorted((run for _, run in kept), key=lambda run: (run.start, run.number)))
 
 
-def _runs(words: Sequence[tuple[int, int, str]], name: Name) -> Iterable[tuple[int, int, int]]:
-    """(first word, last word, different stems of the name) of every run of the name's words."""
-    at = 0
-    while at < len(words):
-        said: set[str] = set()
-        last = at
-        while last < len(words) and (found := _among(words[last][2], name.stems)):
-            said.add(found)
-            last += 1
-        if said and (said - name.weak or len(said) == len(name.stems)):
-            yield at, last - 1, len(said)
-        at = max(last, at + 1)
+def _runs(words: Sequence[tuple[int, int, str]], names: Names) -> Iterator[tuple[Name, int, int, int]]:
+    """(name, first word, last word, different stems of the name) of every run of a name's words."""
+    of = [names.of(word) for _, _, word in words]
+    for first, found in enumerate(of):
+        for i in found:
+            if first and i in of[first - 1]:
+                continue  # inside a run that has been seen
+            said: set[str] = set()
+            last = first
+            while last < len(of) and i in of[last]:
+                said.add(of[last][i])
+                last += 1
+            name = names.names[i]
+            if said - name.weak or len(said) == len(name.stems):
+                yield name, first, last - 1, len(said)
 
 
 @lru_cache(1 << 16)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from factory.tasks.sql.spaced import Chunk, chunks, spaced
 from factory.tasks.task import AnswerError
 from factory.tasks.tools.functions import Argument, Function, Toolset
-from factory.tasks.tools.mentions import Mention, Name, argument_names, function_names, mentions
+from factory.tasks.tools.mentions import Mention, Names, argument_names, function_names, mentions
 from factory.tasks.tools.values import Span, find_spans
 
 Role = Literal["user", "system"]
@@ -237,7 +237,7 @@ class View:
         return "".join(shown)
 
     @cached_property
-    def _names(self) -> tuple[tuple[str, tuple[Name, ...]], ...]:
+    def _names(self) -> tuple[tuple[str, Names], ...]:
         return (
             ("t", function_names(self.toolset.functions[:MAX_FUNCTIONS])),
             ("c", argument_names(self.arguments[:MAX_ARGUMENTS])),
