@@ -179,9 +179,14 @@ def _run_source(run_dir: Path) -> tuple[DataSource, tuple[str, ...] | None] | No
 
 
 def _card_source(card: Card, task: Task) -> DataSource | None:
-    """The bundled data set the card's student was scored on, if it is one of the task's."""
+    """The data set the card's student was scored on, if it is one of the task's and needs no directory."""
     scored = card.scores.get("student")
     for entry in reversed(card.data):
         if entry.name in task.datasets and (scored is None or entry.split == scored.split):
-            return DataSource(dataset=entry.name, split=entry.split)
+            source = DataSource(dataset=entry.name, split=entry.split)
+            try:
+                task.validation_split(source)
+            except TaskError:  # its files are not here
+                continue
+            return source
     return None

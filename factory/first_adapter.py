@@ -56,6 +56,11 @@ class FirstAdapter:
     shapes: dict[str, tuple[int, int]]
     """weight of the base that it changes -> (rows, columns)"""
 
+    def need_gb(self, student: StudentPlan, rank: int) -> float:
+        """Memory to train it on a student that was planned with a fresh adapter of `rank`."""
+        more = adapter_gb(student.layers, student.hidden, self.rank) - adapter_gb(student.layers, student.hidden, rank)
+        return student.need_gb + more
+
     def read_before(self, cards: Sequence[DatasetCard]) -> list[DatasetCard]:
         """The data its card names beyond `cards`."""
         if self.card is None:
@@ -96,11 +101,9 @@ def find_adapter(settings: StudentSettings, student: StudentPlan, run: Path, ear
         raise StudentError(
             f"--rank {settings.rank} beside --adapter-from {spec!r}, which has rank {found.rank}; leave --rank out"
         )
-    more = adapter_gb(student.layers, student.hidden, found.rank) - adapter_gb(student.layers, student.hidden, settings.rank)
-    if student.need_gb + more > student.have_gb:
-        raise StudentError(f"student {student.spec!r} with the adapter {spec!r} of rank {found.rank} needs about "
-                           f"{student.need_gb + more:.1f} GB to train and {student.have_gb:.1f} GB are free; choose a smaller "
-                           "--batch or --max-length")  # fmt: skip
+    if (need := found.need_gb(student, settings.rank)) > student.have_gb:
+        raise StudentError(f"student {student.spec!r} with the adapter {spec!r} of rank {found.rank} needs about {need:.1f} GB "
+                           f"to train, {student.have_gb:.1f} GB are free; choose a smaller --batch or --max-length")  # fmt: skip
     if student.kind == "directory":
         _check_base(found, Path(student.model_id))
     return found

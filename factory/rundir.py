@@ -30,6 +30,8 @@ PASSING = frozenset({"out", "force", "dry_run", "in_flight", "budget_usd", "pric
 """Settings that may change between the first start of a run and its continuation."""
 
 
+VERSION_UNSAID = {"tools": 2}
+"""Version of a task in runs that do not say it, where that has changed since."""
 BEGUN = frozenset({"lock", "config.toml.tmp", "moved-aside.txt"})
 """All that a run killed at its very start can hold."""
 
@@ -124,6 +126,14 @@ class RunDir:
         except FileNotFoundError:
             return {}
         return known
+
+    def check_version(self, task: str, version: int) -> None:
+        """Raises SettingsError when the run began with another version of its task: its rows ask in other words."""
+        known = self.recall()
+        begun = known.get("task_version", VERSION_UNSAID.get(task) if "data" in known else None)
+        if begun not in (None, version):
+            raise SettingsError(f"{self.path}: begun with version {begun} of the task {task}, and version {version} asks in "
+                                "other words; give another --out")  # fmt: skip
 
     def close(self) -> None:
         """Let another process take the run."""

@@ -97,7 +97,7 @@ class StudentSettings(DataSettings):
     """questions to use of the data, or to make; default: all (--unlabelled ones are always all used)"""
     copies: int = Field(1, ge=1, le=64)
     """how often each row is taken; every copy after the first in another form, where the task has them (words lost for route,
-    columns in another order for sql, functions for tools)"""
+    columns in another order for sql, functions in another order and words lost for tools)"""
     epochs: float = Field(3.0, gt=0)
     """passes over the kept rows; --minutes may end training earlier"""
     minutes: float | None = Field(None, gt=0)

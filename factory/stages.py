@@ -74,6 +74,8 @@ class Stages:
         path = settings.out or default_path(settings.task, settings.student, teacher)
         stages = cls(settings, task, student, path, listener)
         stages.first = find_adapter(settings, student, stages.path, stages.earlier())
+        if stages.first is not None:
+            stages.student = replace(student, need_gb=stages.first.need_gb(student, settings.rank))
         return stages
 
     @classmethod
@@ -130,10 +132,7 @@ class Stages:
             if card.sha256 != old["sha256"]:
                 raise SettingsError(f"{self.path}: the data ({card.source}) changed since this run began, so that its answers "
                                     "no longer belong to the questions; give another --out")  # fmt: skip
-        begun = self.run.recall().get("task_version", self.task.version)
-        if begun != self.task.version:
-            raise SettingsError(f"{self.path}: begun with version {begun} of the task {self.task.name}, version "
-                                f"{self.task.version} asks in other words; give another --out")  # fmt: skip
+        self.run.check_version(self.task.name, self.task.version)
         inherited = [] if self.first is None else self.first.read_before(data.cards)
         self.run.remember(task_version=self.task.version, data=[card.model_dump() for card in [*data.cards, *inherited]])
         return data

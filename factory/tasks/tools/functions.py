@@ -34,7 +34,8 @@ class Argument:
     kind: Kind
     required: bool
     choices: tuple[Any, ...] = ()
-    default: Any = None
+    default: Any = field(default=None, hash=False)
+    """of any JSON type, lists and objects too"""
     description: str = ""
     low: float | None = None
     high: float | None = None

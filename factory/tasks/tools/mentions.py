@@ -15,11 +15,13 @@ from functools import lru_cache
 
 from factory.tasks.tools.functions import Argument, Function
 
+WORDS_KEPT = 10_000
+"""Different words remembered for one list of names."""
 SAME_WORDS = 2
 """Most arguments that the same words may name; as many functions beside them."""
 
 _WORD = re.compile(r"\d+|[^\W\d_]+")
-_HYPHENATED = re.compile(r"[^\W\d_]+-[^\W\d_]+")
+_HYPHENATED = re.compile(r"(?<![^\W\d_])[^\W\d_]+-[^\W\d_]+")
 _ENDINGS = ("ings", "ing", "ers", "ed", "es", "er", "s", "e")
 _WEAK = frozenset(
     """a an any and are as at be by can do does for from get has have i in is it me my name new no not number of on or per
@@ -65,6 +67,8 @@ class Names:
         found = self._of.get(word)
         if found is None:
             among = ((i, _among(word, name.stems)) for i, name in enumerate(self.names))
+            if len(self._of) >= WORDS_KEPT:
+                self._of.clear()
             found = self._of[word] = {i: stem for i, stem in among if stem is not None}
         return found
 
@@ -144,10 +148,10 @@ def _among(word: str, stems: tuple[str, ...]) -> str | None:
 
 @lru_cache(1 << 14)
 def _readings(text: str) -> tuple[tuple[tuple[int, int, str], ...], ...]:
-    """The words as (start, end, stem); and hyphenated ones as one word each: `wi-fi` is `wifi`."""
+    """The words as (start, end, stem); and each hyphenated one as one word by itself: `wi-fi` is `wifi`."""
     single = tuple((found.start(), found.end(), stem(found.group())) for found in _WORD.finditer(text))
-    joined = tuple((f.start(), f.end(), stem(f.group().replace("-", ""))) for f in _HYPHENATED.finditer(text))
-    return (single, joined) if joined else (single,)
+    joined = (((f.start(), f.end(), stem(f.group().replace("-", ""))),) for f in _HYPHENATED.finditer(text))
+    return (single, *joined)
 
 
 @lru_cache(1 << 14)
@@ -157,6 +161,8 @@ def stem(word: str) -> str:
     for ending in ("ies", "ie"):
         if word.endswith(ending) and len(word) > 4:
             return word.removesuffix(ending) + "y"
+    if word.endswith("ss"):
+        return word
     for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word.removesuffix(ending)

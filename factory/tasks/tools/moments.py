@@ -59,7 +59,7 @@ _TIMES = [
 _NUMBERS = [
     r"(?<!\w)['’](?P<short>\d{2})(?![\w'’])",
     r"\b(?P<whole>last|this)\s+year\b",
-    rf"\b(?P<ago>\d{{1,3}}|{_W})\s+years?\s+(?:ago|back|earlier)\b",
+    rf"(?<![\w.,-])(?P<ago>\d{{1,3}}|{_W}(?:[ -]{_W})?)\s+years?\s+(?:ago|back|earlier)\b",
     r"(?<![\w.])\$?\s?(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)(?![\w]|\.\d|,\d{3})",
     rf"\b(?P<words>{_W}(?:(?:[ -]|\s+and\s+)(?:{_W}|hundred|thousand))*)\b",
 ]
@@ -100,7 +100,8 @@ def read(text: str, kind: Literal["date", "time", "number"], today: dt.date | No
 
 
 def _read(kind: str, found: re.Match[str], today: dt.date | None) -> str | None:
-    parts = {name: value.lower() for name, value in found.groupdict().items() if value is not None}
+    # With IGNORECASE the long s is an s.
+    parts = {name: value.lower().replace("ſ", "s") for name, value in found.groupdict().items() if value is not None}
     if parts.keys() & {"ago", "whole", "short"}:
         return _year(parts, today)
     if kind == "number":
@@ -116,7 +117,7 @@ def _year(parts: dict[str, str], today: dt.date | None) -> str | None:
         year = today.year - today.year % 100 + int(parts["short"])
         return str(year if year <= today.year + 10 else year - 100)
     said = parts.get("ago", "1" if parts.get("whole") == "last" else "0")
-    return str(today.year - (int(said) if said.isdigit() else _VALUE[said]))
+    return str(today.year - int(said if said.isdigit() else _number_words(said)))
 
 
 def _digits(text: str) -> str:

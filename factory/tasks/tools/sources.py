@@ -1,7 +1,7 @@
 """Where the tools task's examples come from: named data sets, or a user's own functions and questions.
 
 Does: choose the reader, check the arguments against it, take a seeded part, describe what was read.
-Does not: read rows of data sets itself (`sgd.py`, `seal.py`, `snips.py`).
+Does not: read rows of data sets itself (`sgd.py`, `seal.py`, `snips.py`, `stiff.py`).
 """
 
 from __future__ import annotations
@@ -70,9 +70,11 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
         name, license = Path(about.split()[0].replace(":", ".")).stem, "yours"
     else:
         names = check_dataset(source)
+        if len(names) > 1 and source.split not in ("train", "validation"):
+            raise TaskError(f"--split {source.split}: {source.dataset} has the splits train and validation; for another one "
+                            "score its sets one by one")  # fmt: skip
         for name in names:
-            split = _VALIDATION[name] if len(names) > 1 and source.split == "validation" else source.split
-            found, lost = _READERS[name](directory(source, name), split, seen)
+            found, lost = _READERS[name](directory(source, name), _split_of(name, names, source.split), seen)
             examples += found
             skipped += lost
         name = "+".join(names)
@@ -99,18 +101,25 @@ def check_dataset(source: DataSource) -> tuple[str, ...]:
             )
         if source.data_dir is None and name not in _BUNDLED_SETS:
             raise TaskError(f"dataset {name!r} is not bundled; give the directory that holds it with --data-dir")
+    if source.data_dir is not None and not source.data_dir.is_dir():
+        raise TaskError(f"--data-dir {source.data_dir}: no such directory; give the one that holds {source.dataset or DEFAULT}")
     for name in names:
-        if not (found := directory(source, name)).is_dir():
-            many = f", and a folder {found.name} for it" if len(names) > 1 else ""
-            raise TaskError(f"--data-dir {found}: no such directory; give the one that holds {name}{many}")
+        if not directory(source, name).is_dir():
+            raise TaskError(f"--data-dir {source.data_dir}: has no folder {' or '.join(_FOLDERS[name])} for {name}; "
+                            "several sets are read from a folder each")  # fmt: skip
     return names
+
+
+def _split_of(name: str, names: tuple[str, ...], split: str) -> str:
+    """The split of one set that is meant by one of all."""
+    return _VALIDATION[name] if len(names) > 1 and split == "validation" else split
 
 
 def directory(source: DataSource, name: str) -> Path:
     """Of one set: --data-dir itself, or its folder there where several are named; what is bundled may be left out."""
     if source.data_dir is None:
         return BUNDLED
-    if "+" not in (source.dataset or ""):
+    if len(set((source.dataset or DEFAULT).split("+"))) == 1:
         return source.data_dir
     places = [source.data_dir / folder for folder in _FOLDERS[name]]
     there = next((place for place in places if place.is_dir()), None)
@@ -128,9 +137,8 @@ def others(source: DataSource) -> list[Example]:
     names = check_dataset(source)
     found: list[Example] = []
     for name in names:
-        own_split = _VALIDATION[name] if source.split == "validation" else source.split
         for split in _SPLITS[name]:
-            if split != own_split:
+            if split != _split_of(name, names, source.split):
                 with suppress(TaskError):
                     found += _READERS[name](directory(source, name), split, Fingerprint())[0]
     return found

@@ -34,11 +34,14 @@ def read(data_dir: Path, split: str, seen: Fingerprint) -> tuple[list[Example], 
     if path is None or split not in COUNTS:
         raise TaskError(f"--split {split} of stiff: {data_dir} needs tool.jsonl.xz, and the splits are {', '.join(COUNTS)}")
     functions = [function for function, _ in read_functions(path, seen).values() if _held(function) == (split == "xdev")]
+    if not functions:
+        raise TaskError(f"--split {split} of stiff: none of the functions of {path} belongs to it; choose another split")
     chance = random.Random(f"stiff {split}")
     examples: list[Example] = []
     while len(examples) < COUNTS[split]:
         today = _FIRST + dt.timedelta(chance.randrange(_DAYS))
-        made = sample_requests(chance.sample(functions, AT_ONCE), A_DAY, chance.randrange(1 << 30), today)
+        some = chance.sample(functions, min(AT_ONCE, len(functions)))
+        made = sample_requests(some, A_DAY, chance.randrange(1 << 30), today)
         for text, toolset, answer, _ in made:
             id = f"stiff-{split}-{len(examples)}"
             kind = "none" if answer == "[]" else "call"

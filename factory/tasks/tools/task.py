@@ -97,9 +97,10 @@ class ToolsTask:
         other = replace(example, context=replace(toolset, functions=tuple(functions)))
         try:
             thinned = replace(other, question=self.view(other).thinned(random, WORDS_LOST))
-            return Variant(thinned.question, self.messages(thinned, dialect), self.encode(thinned, answer, dialect))
+            self.encode(thinned, answer, "compact")
         except AnswerError:  # a value was spelt with a lost word
-            return Variant(other.question, self.messages(other, dialect), self.encode(other, answer, dialect))
+            thinned = other
+        return Variant(thinned.question, self.messages(thinned, dialect), self.encode(thinned, answer, dialect))
 
     def decode(self, example: Example, completion: str, dialect: Dialect) -> str:
         return calls.write(plain.decode(completion) if dialect == "plain" else compact.decode(self.view(example), completion))

@@ -1,6 +1,7 @@
 """Spans of a request that an argument may take whole: dates, times, numbers, quoted texts, names, identifiers.
 
-Does: find them in one turn of a conversation, with what they mean. Does not: say which argument they belong to.
+Does: find them in one turn of a conversation, with what they mean; street addresses and places of two words are one span each.
+Does not: say which argument they belong to.
 """
 
 from __future__ import annotations
@@ -24,14 +25,20 @@ _JOINERS = re.compile(r" (?:at|on|for|and|in) ")
 _ADDRESS = re.compile(
     r"(?<![\w.$-])\d{1,5}(?:-\d{1,5})? (?:[A-Za-z][\w.'’]* |\d{1,3}(?:st|nd|rd|th) ){1,4}?"
     r"(?:street|st|avenue|ave|road|rd|boulevard|blvd|drive|dr|lane|ln|way|place|court|ct|parkway|pkwy|highway|hwy|square|plaza)\b"
-    r"(?-i:(?: [A-Z][\w'’]*)*)(?: # ?\d+\b)?",
+    r"(?-i:(?: [A-Z][\w'’]+)*)(?: # ?\d+\b)?",
     re.IGNORECASE,
 )
 """A house's number and its street, in either case; what follows it with a capital belongs to it."""
 _NO_STREET = re.compile(
-    r" (?:a|an|and|at|for|from|in|is|my|of|on|or|please|that|this|to|with|your|tickets?|people|am|pm)\b", re.IGNORECASE
+    r" (?:a|an|and|at|for|from|in|is|my|of|on|or|please|that|this|to|with|your|tickets?|people|am|pm|one|same|i"
+    r"|stars?|minutes?|hours?|days?|adults?|persons?|seats?|rooms?|bedrooms?)\b",
+    re.IGNORECASE,
 )
 """Words that no street's name holds: `2 tickets on the way`."""
+_SPELT = re.compile(r"\d{3,5}|\d{1,2} (?:(?-i:[A-Z])[\w.'’]*(?: |$)|\d{1,3}(?:st|nd|rd|th) )+(?:#|$)", re.IGNORECASE)
+"""A low number begins an address only where every word has a capital: `12 Oak Street`, not `2 one way`."""
+_UNIT = re.compile(r"(?:[A-Z]{2,4}|Dollars?|Euros?|Pounds?|Yen|Fahrenheit|Celsius|Percent)\b")
+_IN_YEAR = re.compile(r"\b(?:in|from|of|since|until|year) (?:19|20)\d\d$", re.IGNORECASE)
 _HOUSE = re.compile(r"\d{3,5}(?: .*)?$|\d{1,3}(?:st|nd|rd|th)$", re.IGNORECASE)
 _PLACE = re.compile(
     r"\b(?:(?:san|los|las|santa|saint) [a-z][\w'’-]+|new (?:york|delhi|orleans|jersey|mexico|zealand)|long (?:beach|island))\b",
@@ -79,7 +86,7 @@ def find_spans(text: str, today: dt.date | None) -> list[Span]:
         group = next(i for i in (1, 2, 3) if quoted[i] is not None)
         add(quoted.start(group), quoted.end(group), "text", spaced(quoted[group]))
     for address in _ADDRESS.finditer(text):
-        if not _NO_STREET.search(address.group()):
+        if _SPELT.match(address.group()) and not _NO_STREET.search(address.group()):
             add(address.start(), address.end(), "text", spaced(address.group()))
     for moment in moments.find(text, today):
         add(moment.start, moment.end, moment.kind, moment.value)
@@ -106,8 +113,10 @@ def _joined(text: str, found: list[Span]) -> list[Span]:
             before is not None
             and before.kind in ("number", "text")
             and span.kind == "text"
-            and span.start == before.end + 1
+            and text[before.end : span.start] == " "
             and text[span.start].isupper()
+            and not _UNIT.match(text, span.start)
+            and not _IN_YEAR.search(text[max(0, before.start - 6) : before.end])
             and _HOUSE.match(text[before.start : before.end])
         ):
             out[-1] = Span(before.start, span.end, "text", spaced(text[before.start : span.end]))

@@ -88,7 +88,7 @@ class View:
     def __init__(self, toolset: Toolset, question: str) -> None:
         self.toolset = toolset
         self.turns = turns_of(question)
-        self.spoken = _ROLE.match(question) is not None
+        self.spoken = len(self.turns) > 1 or _ROLE.match(question.lstrip()) is not None
         read = [_read_turn(turn.text, toolset.today) for turn in self.turns]
         self.chunks = [own for own, _ in read]
         self._spans = [spans for _, spans in read]
@@ -215,7 +215,7 @@ class View:
                 raise AnswerError("too-many-functions", f"{have} {what}, but the compact dialect names {most}; offer fewer")
 
     def prompt(self) -> str:
-        """` find bus<t0> from<c0> date<date><c1><req> seats<int><c2>…<q><usr> a<t0> bus to<v0> san jose for two<c2> seats`."""
+        """` find bus<t0> from<c0> date<date><c1><req> seats<int><c2>…<q><usr> a<t0> bus to<v0> san jose`."""
         shown: list[str] = []
         seen: set[int] = set()
         for t, function in enumerate(self.toolset.functions[:MAX_FUNCTIONS]):
@@ -263,18 +263,22 @@ class View:
         ]
 
     def thinned(self, random: Random, share: float) -> str:
-        """The conversation without a random share of its words. Spans, words that name something and short answers stay."""
+        """The conversation without a random share of its words. Spans, words that name something and `KEPT` stay; as it is where
+        what is left would have other spans."""
         turns = []
         for n, turn in enumerate(self.turns):
             kept = [(span.start, span.end) for span in self._spans[n]] + [(m.start, m.end) for _, m in self._mentions(n)]
             text, at = [], 0
-            for chunk in self.chunks[n]:
+            for i, chunk in enumerate(self.chunks[n]):
                 word = chunk.text.strip()
-                said = word in KEPT or any(start < chunk.end and chunk.start < end for start, end in kept)
+                short = i + 1 < len(self.chunks[n]) and self.chunks[n][i + 1].text.startswith("'")
+                said = short or word in KEPT or any(start < chunk.end and chunk.start < end for start, end in kept)
                 if not said and word.isalpha() and random.random() < share:
                     text.append(turn.text[at : chunk.start])
                     at = chunk.end
-            turns.append(Turn(turn.role, "".join([*text, turn.text[at:]]).strip() or turn.text))
+            left = " ".join("".join([*text, turn.text[at:]]).split()) or turn.text
+            same = [span.key for span in find_spans(left, self.toolset.today)] == [span.key for span in self._spans[n]]
+            turns.append(Turn(turn.role, left if same else turn.text))
         return written(turns) if self.spoken else turns[0].text
 
     def _arguments(self, function: Function, seen: set[int]) -> str:

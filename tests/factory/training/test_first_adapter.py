@@ -126,7 +126,8 @@ def test_memory_is_asked_for_the_adapter_that_is_there(student_dir: Path, tmp_pa
     tight = replace(student, have_gb=student.need_gb + 1e-6)
     with pytest.raises(StudentError, match=r"of rank 512 needs about .* GB are free; choose a smaller --batch"):
         find_adapter(asked, tight, tmp_path / "run", None)
-    assert find_adapter(asked, student, tmp_path / "run", None) is not None
+    there = find_adapter(asked, student, tmp_path / "run", None)
+    assert there is not None and there.need_gb(student, asked.rank) > student.need_gb == there.need_gb(student, 512)
 
 
 def test_an_adapter_of_another_shape_is_refused_and_never_half_loaded(student_dir: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from typing import Any
 
 import pytest
@@ -39,6 +41,7 @@ def named(text: str, *taken: str) -> list[tuple[str, str]]:
         ("three rooms with wi-fi", [("rooms", "number_of_rooms"), ("wi-fi", "has_wifi")]),
         ("Which city? One with Wifi", [("city", "city"), ("Wifi", "has_wifi")]),
         ("the Cities", [("Cities", "city")]),
+        ("wi-fi? a star city, wi-fi", [("wi-fi", "has_wifi"), ("star", "star_rating"), ("city", "city"), ("wi-fi", "has_wifi")]),
         ("we depart soon", [("depart", "departure_date")]),
         ("when do you start", []),
         ("a place of worship, full-size", [("place of worship", "kind"), ("full-size", "kind")]),
@@ -63,7 +66,9 @@ def test_the_name_that_is_covered_most_wins_and_two_may_tie() -> None:
     assert [m.number for m in mentions("any movie", functions)] == [2]
 
 
-@pytest.mark.parametrize(("a", "b"), [("Movies", "movie"), ("leaving", "leave"), ("cities", "city"), ("Rated", "rate")])
+@pytest.mark.parametrize(
+    ("a", "b"), [("Movies", "movie"), ("leaving", "leave"), ("cities", "city"), ("Rated", "rate"), ("address", "addresses")]
+)
 def test_forms_of_a_word_have_one_stem(a: str, b: str) -> None:
     assert stem(a) == stem(b)
 
@@ -80,3 +85,15 @@ def test_prompts_mark_them_before_the_words_and_values_still_come_back() -> None
     completion = task.encode(example, reference, "compact")
     assert "<v1>" in completion and "<v0>" in completion and "<enum> full - size" in completion
     assert task.decode(example, completion, "compact") == reference
+
+
+def test_any_default_and_a_long_text_will_do() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}, "tags": {"type": "array", "default": []},
+                                               "extra": {"type": "object", "default": {"a": [1]}}}}  # fmt: skip
+    toolset = Toolset("t", read_tools([{"name": "find", "parameters": schema}], "specs"), TODAY)
+    task: Any = get_task("tools")
+    example = Example("q", "x" * 20_000 + " which city", toolset, "t", "[]", "train", {})
+    began = time.process_time()
+    assert task.messages(example, "compact")[0].content.endswith("which<c0> city")
+    assert time.process_time() - began < 5, "letters without an end are read once"
+    assert task.variant(example, "[]", "plain", random.Random(1)).completion == "[]"

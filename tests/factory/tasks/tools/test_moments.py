@@ -52,6 +52,7 @@ def test_times(text: str, expected: str | None) -> None:
         ("$1,330", "1330"), ("one thousand three hundred and thirty dollars", "1330"), ("4.3", "4.3"), ("twenty two", "22"),
         ("4.30", "4.3"), ("room 12b", None), ("eight years back", "2011"), ("one year ago", "2018"), ("last year", "2018"),
         ("in '16", "2016"), ("of '98", "1998"), ("the '80s", None),
+        ("twenty five years ago", "1994"), ("1,000 years ago", "1000"), ("ſeven years ago", "2012"),
     ],
 )  # fmt: skip
 def test_numbers(text: str, expected: str | None) -> None:
@@ -93,6 +94,10 @@ def test_sentences_do_not_begin_with_names_by_accident() -> None:
         ("at 8339 church street. Then 1100 Foster Square Lane", ["8339 church street", "1100 Foster Square Lane"]),
         ("888 Golden Saratoga and 30th Street Station", ["888 Golden Saratoga", "30th Street Station"]),
         ("2 tickets on the way, 4 Giants seats", ["2", "4", "Giants"]),
+        ("leaving on March 8 one way, a 3 star place", ["March 8", "one", "3"]),
+        ("500 USD, then 120 Fahrenheit", ["500", "USD", "120", "Fahrenheit"]),
+        ("songs from 2016 Adele made", ["2016", "Adele"]),
+        ("400,Berlin and 12 Oak Street I think", ["400", "Berlin", "12 Oak Street"]),
     ],
 )
 def test_places_and_addresses_are_one_span(text: str, expected: list[str]) -> None:

@@ -199,12 +199,15 @@ def test_requests_by_templates_are_the_same_every_time_and_divided_by_their_func
     assert not named[0] & named[1] and len(named[0]) > 3000 and len(named[1]) > 200
     share = sum(e.extra["kind"] == "none" for e in parts["train"]) / 12_000
     assert 0.1 < share < 0.3 and len({e.context.today for e in parts["xdev"]}) > 10
+    encoded = 0
     for example in parts["xdev"][:100]:
         try:
             completion = TASK.encode(example, example.reference, "compact")
         except AnswerError:
             continue
+        encoded += 1
         assert TASK.score(example, TASK.decode(example, completion, "compact")).correct
+    assert encoded > 95
 
 
 def test_several_sets_are_one(tmp_path: Path) -> None:
@@ -234,7 +237,7 @@ def test_several_sets_are_one(tmp_path: Path) -> None:
     ("dataset", "words"),
     [
         ("sgd+nothing", "unknown dataset 'nothing'"),
-        ("seal-tools+snips", "a folder slots_snips for it"),
+        ("seal-tools+snips", "has no folder snips or slots_snips for snips"),
         ("", "unknown dataset ''"),
     ],
 )
@@ -242,3 +245,14 @@ def test_a_set_that_is_not_there_is_one_sentence(dataset: str, words: str, tmp_p
     with pytest.raises(TaskError, match=words) as caught:
         TASK.load(DataSource(dataset=dataset, data_dir=tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_few_functions_are_asked_for_all_the_same_and_other_splits_are_refused(tmp_path: Path) -> None:
+    tools = [{"api_name": f"get{i}Thing", "parameters": {"thing name": {"type": "str"}}, "required": []} for i in range(60)]
+    (tmp_path / "tool.jsonl").write_text("".join(json.dumps(tool) + "\n" for tool in tools), encoding="utf-8")
+    found = TASK.load(DataSource(dataset="stiff", data_dir=tmp_path, split="xdev"))[0]
+    assert len(found) == 600 and 1 <= len({name for e in found for name in e.context.by_name}) < 24
+    with pytest.raises(TaskError, match="has the splits train and validation"):
+        TASK.load(DataSource(dataset="seal-tools+stiff", split="xdev"))
+    with pytest.raises(TaskError, match="no such directory"):
+        TASK.load(DataSource(dataset="seal-tools+stiff", data_dir=tmp_path / "typo"))

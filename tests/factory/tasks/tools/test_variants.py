@@ -59,5 +59,14 @@ def test_a_value_spelt_with_a_lost_word_brings_the_whole_request_back() -> None:
     case = example(
         "mail maria@example.com the old story", call("send_mail", recipient_email="maria@example.com", subject="the old story")
     )
-    random = Random(4)
-    assert {TASK.variant(case, case.reference, "compact", random)[0] for _ in range(60)} == {case.question}
+    for dialect in ("compact", "plain"):
+        random = Random(4)
+        assert {TASK.variant(case, case.reference, dialect, random)[0] for _ in range(60)} == {case.question}
+
+
+def test_a_variant_keeps_its_spans_and_short_forms() -> None:
+    case = example("I don't want two or three mails from Berlin via Paris to maria@example.com, just list mails")
+    random = Random(5)
+    for _ in range(60):
+        question = TASK.variant(case, "[]", "compact", random)[0]
+        assert "don't" in question and "two or three" in question and "Berlin via Paris" in question
