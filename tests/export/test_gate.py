@@ -191,6 +191,10 @@ def test_the_questions_of_a_card_and_of_nothing(source: Path, tmp_path: Path) ->
     CARD.model_copy(update={"weights_sha256": sha256_of_weights(lone), "data": (entry,)}).save(lone)
     found, _ = questions_of(Opened.open(lone), QuestionSettings(limit=7))
     assert found is not None and (found.source.dataset, found.source.split, found.source.limit) == ("wikisql", "xdev", 7)
+    away = DataEntry(name="sgd+snips+seal-tools+stiff", split="validation", license="x", sha256="0", n=1)
+    CARD.model_copy(update={"task": "tools", "weights_sha256": sha256_of_weights(lone), "data": (away,)}).save(lone)
+    found, why = questions_of(Opened.open(lone), QuestionSettings())
+    assert found is None and "names no data that is here" in why, "sets that lie in a directory nobody named"
 
 
 def test_a_base_of_several_tasks_is_scored_on_the_one_asked_for(tmp_path: Path) -> None:
