@@ -341,17 +341,3 @@ def test_a_run_of_another_version_of_the_task_is_refused(shop, tmp_path, monkeyp
         monkeypatch.setattr(SqlTask, "version", SqlTask.version + 1)
         with pytest.raises(SettingsError, match=r"begun with version \d+ of the task sql, .*; give another --out"):
             factory.distill(**settings)
-
-
-def test_runs_that_do_not_say_their_version_had_the_last_one_that_did_not(tmp_path):
-    from factory.rundir import RunDir
-    from factory.settings import SettingsError
-
-    run = RunDir(tmp_path)
-    run.check_version("tools", 3)  # nothing has been read
-    run.remember(data=[])
-    run.check_version("sql", 1)
-    with pytest.raises(SettingsError, match="begun with version 2 of the task tools"):
-        run.check_version("tools", 3)
-    run.remember(task_version=3)
-    run.check_version("tools", 3)

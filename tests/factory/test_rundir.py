@@ -150,3 +150,14 @@ def test_the_default_place():
     assert default_path("sql", "scratch:tiny", "recorded") == Path("runs/sql-scratch-tiny-recorded")
     assert default_path("sql", "./my model", "http://host/v1#m") == Path("runs/sql-.-my-model-http-host-v1-m")
     assert ".." not in default_path("sql", "../../x", "y").parts
+
+
+def test_runs_that_do_not_say_their_version_had_the_last_one_that_did_not(tmp_path):
+    run = RunDir(tmp_path)
+    run.check_version("tools", 3)  # nothing has been read
+    run.remember(data=[])
+    run.check_version("sql", 1)
+    with pytest.raises(SettingsError, match="begun with version 2 of the task tools"):
+        run.check_version("tools", 3)
+    run.remember(task_version=3)
+    run.check_version("tools", 3)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from factory.tasks.sql.mention import Mention, strongest
 from factory.tasks.sql.schema import Schema
 from factory.tasks.sql.spaced import chunks, find
 
@@ -34,15 +34,6 @@ _STOP = frozenset(
 """Words that name a column only together with others."""
 _WORD = re.compile(r"[0-9]+|[^\W\d_]+|[#%$]")
 _ENDINGS = ("ing", "ed", "es", "s", "ers", "er")
-
-
-@dataclass(frozen=True)
-class ColumnName:
-    """Words `[start, end)` of the question that name a column; `column` is its number in the schema."""
-
-    column: int
-    start: int
-    end: int
 
 
 class Marks:
@@ -75,7 +66,7 @@ class Marks:
         return sorted({i for i in own if i is not None})
 
     @cached_property
-    def names(self) -> tuple[ColumnName, ...]:
+    def names(self) -> tuple[Mention, ...]:
         taken = [(at, at + len(text)) for text, at in self.values]
         return column_names(self.schema, self.question, taken)
 
@@ -84,21 +75,21 @@ class Marks:
         before: dict[int, list[str]] = {}
         starts = [chunk.start for chunk in self.chunks]
         marks = [(at, 0, f"<v{i}>") for i, (_, at) in enumerate(self.values)]
-        marks += [(name.start, 1, f"<c{rank[name.column]}>") for name in self.names]
+        marks += [(name.start, 1, f"<c{rank[name.number]}>") for name in self.names]
         for at, _, token in sorted(marks):
             nearest = max((start for start in starts if start <= at), default=starts[0] if starts else 0)
             before.setdefault(nearest, []).append(token)
         return "".join("".join(before.get(chunk.start, ())) + chunk.text for chunk in self.chunks)
 
 
-def column_names(schema: Schema, question: str, taken: Sequence[tuple[int, int]] = ()) -> tuple[ColumnName, ...]:
-    """Runs of words that name columns, in the order of the question.
+def column_names(schema: Schema, question: str, taken: Sequence[tuple[int, int]] = ()) -> tuple[Mention, ...]:
+    """Runs of words that name columns (by their number in the schema), in the order of the question.
 
     A run holds stems of one column's name, at least one of them telling (or the whole name). Of overlapping runs the one that
     covers most of its name stays, with at most one that ties. Runs inside `taken` (places of values) do not count.
     """
     words = [(found.start(), found.end(), _stem(found.group())) for found in _WORD.finditer(question)]
-    runs: list[tuple[float, ColumnName]] = []
+    runs: list[tuple[float, Mention]] = []
     for i, (_, column) in enumerate(schema.columns):
         name = {_stem(word) for word in _WORD.findall(column.called)}
         at = 0
@@ -108,18 +99,11 @@ def column_names(schema: Schema, question: str, taken: Sequence[tuple[int, int]]
                 last += 1
             said = {stem for _, _, stem in words[at:last]}
             if said and (said - _STOP or said == name):
-                runs.append((len(said) ** 1.5 / len(name), ColumnName(i, words[at][0], words[last - 1][1])))
+                run = Mention(words[at][0], words[last - 1][1], i)
+                if not any(start <= run.start and run.end <= end for start, end in taken):
+                    runs.append((len(said) ** 1.5 / len(name), run))
             at = max(last, at + 1)
-    kept: list[tuple[float, ColumnName]] = []
-    for weight, run in sorted(runs, key=lambda item: (-item[0], item[1].start, item[1].column)):
-        if any(start <= run.start and run.end <= end for start, end in taken):
-            continue
-        rivals = [other for other in kept if other[1].start < run.end and run.start < other[1].end]
-        if len(rivals) < COLUMNS_PER_SPAN and all(
-            other[0] <= weight + 1e-9 and other[1].column != run.column for other in rivals
-        ):
-            kept.append((weight, run))
-    return tuple(sorted((run for _, run in kept), key=lambda run: (run.start, run.column)))
+    return strongest(runs, COLUMNS_PER_SPAN)
 
 
 def _stem(word: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from factory.tasks.sql.mention import Mention, strongest
 from factory.tasks.tools.functions import Argument, Function
 
 WORDS_KEPT = 10_000
@@ -34,15 +35,6 @@ _HEAD = 4
 """Letters of the shorter word that one word must share with another from its start, to be a form or part of it."""
 _TAIL = 2
 """Letters that the longer one has more, at least: `bath` and `bathroom`, but not `star` and `start`."""
-
-
-@dataclass(frozen=True)
-class Mention:
-    """Characters [start, end) of a turn that name argument or function `number`."""
-
-    start: int
-    end: int
-    number: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Names:
             among = ((i, _among(word, name.stems)) for i, name in enumerate(self.names))
             if len(self._of) >= WORDS_KEPT:
                 self._of.clear()
-            found = self._of[word] = {i: stem for i, stem in among if stem is not None}
+            found = self._of[word] = {i: own for i, own in among if own is not None}
         return found
 
 
@@ -109,12 +101,7 @@ def mentions(text: str, names: Names, taken: tuple[tuple[int, int], ...] = ()) -
             start, end = words[first][0], words[last][1]
             if name.choice or not any(a <= start and end <= b for a, b in taken):
                 runs.append((said**1.5 / len(name.stems), Mention(start, end, name.number)))
-    kept: list[tuple[float, Mention]] = []
-    for weight, run in sorted(runs, key=lambda item: (-item[0], item[1].start, item[1].number)):
-        rivals = [other for other in kept if other[1].start < run.end and run.start < other[1].end]
-        if len(rivals) < SAME_WORDS and all(w <= weight + 1e-9 and other.number != run.number for w, other in rivals):
-            kept.append((weight, run))
-    return tuple(sorted((run for _, run in kept), key=lambda run: (run.start, run.number)))
+    return strongest(runs, SAME_WORDS)
 
 
 def _runs(words: Sequence[tuple[int, int, str]], names: Names) -> Iterator[tuple[Name, int, int, int]]:

@@ -38,8 +38,11 @@ _NO_STREET = re.compile(
 _SPELT = re.compile(r"\d{3,5}|\d{1,2} (?:(?-i:[A-Z])[\w.'’]*(?: |$)|\d{1,3}(?:st|nd|rd|th) )+(?:#|$)", re.IGNORECASE)
 """A low number begins an address only where every word has a capital: `12 Oak Street`, not `2 one way`."""
 _UNIT = re.compile(r"(?:[A-Z]{2,4}|Dollars?|Euros?|Pounds?|Yen|Fahrenheit|Celsius|Percent)\b")
+"""What stands after a number and is no name: `500 USD`, `120 Fahrenheit`."""
 _IN_YEAR = re.compile(r"\b(?:in|from|of|since|until|year) (?:19|20)\d\d$", re.IGNORECASE)
+"""A number that is a year: `songs from 2016 Adele made`."""
 _HOUSE = re.compile(r"\d{3,5}(?: .*)?$|\d{1,3}(?:st|nd|rd|th)$", re.IGNORECASE)
+"""What a name goes on from: a house's number, an address, or a numbered street."""
 _PLACE = re.compile(
     r"\b(?:(?:san|los|las|santa|saint) [a-z][\w'’-]+|new (?:york|delhi|orleans|jersey|mexico|zealand)|long (?:beach|island))\b",
     re.IGNORECASE,

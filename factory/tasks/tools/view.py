@@ -15,10 +15,11 @@ from functools import cached_property, lru_cache
 from random import Random
 from typing import Any, Literal
 
+from factory.tasks.sql.mention import Mention
 from factory.tasks.sql.spaced import Chunk, chunks, spaced
 from factory.tasks.task import AnswerError
 from factory.tasks.tools.functions import Argument, Function, Toolset
-from factory.tasks.tools.mentions import Mention, Names, argument_names, function_names, mentions
+from factory.tasks.tools.mentions import Names, argument_names, function_names, mentions
 from factory.tasks.tools.values import Span, find_spans
 
 Role = Literal["user", "system"]
@@ -276,9 +277,9 @@ class View:
                 if not said and word.isalpha() and random.random() < share:
                     text.append(turn.text[at : chunk.start])
                     at = chunk.end
-            left = " ".join("".join([*text, turn.text[at:]]).split()) or turn.text
-            same = [span.key for span in find_spans(left, self.toolset.today)] == [span.key for span in self._spans[n]]
-            turns.append(Turn(turn.role, left if same else turn.text))
+            left = " ".join("".join([*text, turn.text[at:]]).split())
+            same = text and [span.key for span in _read_turn(left, self.toolset.today)[1]] == [s.key for s in self._spans[n]]
+            turns.append(Turn(turn.role, left if left and same else turn.text))
         return written(turns) if self.spoken else turns[0].text
 
     def _arguments(self, function: Function, seen: set[int]) -> str:
