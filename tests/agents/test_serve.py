@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,43 +17,13 @@ pytest.importorskip("starlette", reason="pip install 'penknife[agents]'")
 pytest.importorskip("uvicorn", reason="pip install 'penknife[agents]'")
 
 import openai
-import uvicorn
 
-from agents.serve.__main__ import key_for, run, settings_from
-from agents.serve.app import make_app
 from agents.serve.limits import Rate
-from agents.serve.settings import ServeError, ServeSettings
-from agents.serve.target import open_target, target_of
+from agents.serve.settings import ServeSettings
+from agents.serve.target import target_of
 from agents.serve.wire import Refused, read_request
 from tests.agents import serve_graph
-
-KEY = "a-key-of-many-characters"
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@contextmanager
-def serving(served: Any, key: str | None = KEY, **options: Any) -> Iterator[str]:
-    """The address of a server in a thread of this process."""
-    settings = ServeSettings(port=0, **options)
-    config = uvicorn.Config(make_app(target_of(served, settings), settings, key), port=0, log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-def client(url: str, key: str = KEY) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=20)
-
-
-def say(text: str) -> list[Any]:
-    return [{"role": "user", "content": text}]
+from tests.agents.serving import KEY, client, metrics, post, say, serving, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -217,33 +181,6 @@ def test_what_is_refused_is_openais_error_json(body: Any, status: int, said: str
     assert got == status and said in answer["error"]["message"] and set(answer["error"]) == {"message", "type", "param", "code"}
 
 
-def post(url: str, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
-    port = int(url.split(":")[2].split("/")[0])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    sent = {
-        "Content-Type": "application/json",
-        "Authorization": f"Bearer {KEY}",
-        **{k.replace("_", "-"): v for k, v in headers.items()},
-    }
-    connection.request("POST", "/v1/chat/completions", data, sent)
-    response = connection.getresponse()
-    text = response.read()
-    connection.close()
-    try:
-        return response.status, json.loads(text), dict(response.headers)
-    except ValueError:
-        return response.status, text.decode(), dict(response.headers)
-
-
-def metrics(url: str, key: str = KEY) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", int(url.split(":")[2].split("/")[0]), timeout=20)
-    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {key}"})
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return text
-
-
 def test_keys_types_and_hosts(echo: str) -> None:
     body = {"messages": say("x")}
     for wrong in ("", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \u00fc"):
@@ -318,63 +255,6 @@ def test_a_caller_who_goes_away_stops_the_model(echo: str, stream: bool) -> None
         time.sleep(0.5)
     wait_for(lambda: serve_graph.slow.cancelled == before + 1)
     wait_for(lambda: "penknife_requests_in_flight 0" in metrics(echo))
-
-
-def wait_for(true: Any, seconds: float = 5.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def test_what_cannot_be_served_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for argv, said in (
-        (["nothing"], "must be module:name"),
-        (["no.such.module:graph"], "no module"),
-        (["tests.agents.serve_graph:nothing"], "it has echo, desk, shop"),
-        (["tests.agents.serve_graph:lookup"], "cannot be served"),
-        (["tests.agents.serve_graph:echo", "--input", "question"], "is for graphs"),
-        (["tests.agents.serve_graph:shop", "--input", "qestion"], "choose from question, history"),
-        (["tests.agents.serve_graph:shop", "--stream-node", "x"], "no node"),
-        (["tests.agents.serve_graph:echo", "--port", "99999"], "--port '99999'"),
-        (["tests.agents.serve_graph:echo", "--host", "0.0.0.0"], "PENKNIFE_API_KEY is not set"),
-        (["tests.agents.serve_graph:echo", "--host", "example.org"], "PENKNIFE_API_KEY is not set"),
-    ):
-        assert run(argv) == 2
-        err = capsys.readouterr().err
-        assert said in err and err.count("\n") == 1, err
-    monkeypatch.setenv("PENKNIFE_API_KEY", "short")
-    with pytest.raises(ServeError, match="at least 16"):
-        key_for(ServeSettings())
-    monkeypatch.setenv("MY_KEY", KEY)
-    _, settings = settings_from(["x:y", "--host", "::", "--api-key-env", "MY_KEY", "--timeout-s", "5"])
-    assert key_for(settings) == KEY and settings.timeout_s == 5.0 and not settings.is_local and ServeSettings(host="::1").is_local
-    assert open_target("tests.agents.serve_graph:shop", ServeSettings(name="mine")).name == "mine"
-
-
-def test_the_command_serves_and_lets_answers_end_on_sigterm() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "PENKNIFE_API_KEY": KEY}
-    command = [sys.executable, "-m", "agents.serve", "tests.agents.serve_graph:echo", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 30)
-        stream = client(f"http://127.0.0.1:{port}/v1").chat.completions.create(
-            model="echo", messages=say("wait 2 a b c d e"), stream=True
-        )
-        words = []
-        for chunk in stream:
-            if not words:
-                process.send_signal(signal.SIGTERM)
-            words.append(chunk.choices[0].delta.content or "")
-        assert "".join(words) == "wait 2 a b c d e"
-        assert process.wait(10) in (0, -signal.SIGTERM)
-        assert process.stderr is not None and "Traceback" not in process.stderr.read()
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.mark.parametrize(
