@@ -60,7 +60,8 @@ class Argument:
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """One function. `parameters` is its JSON schema, `arguments` the same, required ones first."""
+    """One function. `parameters` is its JSON schema; `arguments` are the same, required ones first, each part by name: in what
+    order a schema writes its properties means nothing, and must not change an answer."""
 
     name: str
     description: str
@@ -112,7 +113,7 @@ def from_spec(spec: ToolSpec) -> Function:
     properties = parameters.get("properties") or {}
     required = set(parameters.get("required") or ())
     own = [_argument(name, schema, name in required) for name, schema in properties.items()]
-    own.sort(key=lambda argument: not argument.required)
+    own.sort(key=lambda argument: (not argument.required, argument.name))
     return Function(spec.name, spec.description, parameters, tuple(own))
 
 

@@ -33,6 +33,7 @@ _YEAR = r"(?:,?\s+(?P<year>\d{4})\b)?"
 _PART = r"(?P<part>morning|afternoon|evening|night)"
 _H = r"(?P<hour>\d{1,2}|(?:" + "|".join(sorted(_UNITS[1:13], key=len, reverse=True)) + r")\b)"
 _MIN = r"(?:\s*[:.]\s*(?P<min>[0-5]\d)(?!\d)|\s+(?P<minword>thirty|fifteen|forty[ -]five|ten|twenty)\b)?"
+_CLOCK = r"o['’\"]?\s?clock"
 _AMPM = r"(?P<half>[ap])(?:\.\s?m\b\.?|\s?m\b)"
 
 _DATES = [
@@ -48,12 +49,12 @@ _DATES = [
     rf"\b(?:(?:this|next|coming|the\s+coming|upcoming)\s+)?(?P<weekday>{_D})\b",
 ]
 _TIMES = [
-    rf"\b(?P<past>half|quarter)\s+(?P<way>past|to)\s+{_H}(?:\s+(?:o'clock\s+)?(?:in\s+the\s+|at\s+)?{_PART}|\s*{_AMPM})?",
+    rf"\b(?P<past>half|quarter)\s+(?P<way>past|to)\s+{_H}(?:\s+(?:{_CLOCK}\s+)?(?:in\s+the\s+|at\s+)?{_PART}|\s*{_AMPM})?",
     rf"\b{_H}{_MIN}\s*{_AMPM}",
-    rf"\b{_H}{_MIN}(?:\s+o'?\s?clock)?\s+(?:in\s+the\s+|at\s+|this\s+)?{_PART}\b",
+    rf"\b{_H}{_MIN}(?:\s+{_CLOCK})?\s+(?:in\s+the\s+|at\s+|this\s+)?{_PART}\b",
     rf"\b{_PART}\s+(?:at\s+)?{_H}{_MIN}(?!\s*(?:people|persons|tickets|of\b))",
     r"\b(?P<hour>[01]?\d|2[0-3]):(?P<min>[0-5]\d)(?!\d|:)",
-    rf"\b{_H}\s+o'?\s?clock\b",
+    rf"\b{_H}\s+{_CLOCK}\b",
     r"\b(?P<named>noon|midday|midnight)\b",
 ]
 _NUMBERS = [

@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -22,20 +22,23 @@ from agents.constrain import Constraint
 from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, Score, TaskError, Variant, Verdict
 from factory.tasks.tools import calls, compact, grammar, own, plain, sources
 from factory.tasks.tools import score as scoring
-from factory.tasks.tools.functions import Toolset
+from factory.tasks.tools.functions import Argument, Function, Toolset
 from factory.tasks.tools.view import View
 
 VIEWS_KEPT = 4096
 WORDS_LOST = 0.06
 """Share of the words a variant of a request loses."""
+ARGUMENTS_LOST = 0.15
+"""Share of the optional arguments nobody gives that a variant's functions do not have."""
 
 
 class ToolsTask:
     """See `factory.tasks.task.Task`; an example's context is a `Toolset`, its canonical answer JSON calls (`calls.py`)."""
 
     name = "tools"
-    version = 3
-    """2 shows more of what was said before; 3 marks the words that name functions, arguments and choices"""
+    version = 4
+    """2 shows more of what was said before; 3 marks the words that name functions, arguments and choices; 4 orders arguments by
+    name"""
     metric = "exact"
     """Exactly the calls of the reference: functions, and all arguments after the rules of `calls.py`; `[]` where none fits."""
     datasets: Mapping[str, str] = sources.DATASETS
@@ -90,10 +93,14 @@ class ToolsTask:
         return compact.encode(self.view(example), answer, scoring.variants_of(example))
 
     def variant(self, example: Example, answer: str, dialect: Dialect, random: Random) -> Variant:
-        """The functions in another order, and so other numbers for them and their arguments, and some words lost that name
-        nothing; see `HasVariants`."""
+        """The functions and their arguments in another order, and so under other numbers, some optional arguments that the answer
+        does not give left out, and some words lost that name nothing; see `HasVariants`."""
         toolset = scoring.toolset_of(example)
-        functions = random.sample(toolset.functions, len(toolset.functions))
+        given = {(call.name, name) for call in calls.read(answer) for name in call.arguments}
+        functions = [
+            replace(function, arguments=_reordered(function, given, random))
+            for function in random.sample(toolset.functions, len(toolset.functions))
+        ]
         other = replace(example, context=replace(toolset, functions=tuple(functions)))
         try:
             thinned = replace(other, question=self.view(other).thinned(random, WORDS_LOST))
@@ -158,3 +165,13 @@ class ToolsTask:
             return {**shown, "error": bad[1]}
         rows = [[call.name, ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())] for call in found]
         return {**shown, "columns": ["function", "arguments"], "rows": rows}
+
+
+def _reordered(function: Function, given: Set[tuple[str, str]], random: Random) -> tuple[Argument, ...]:
+    """Required arguments first, each part in a random order, some optional ones that are not given left out."""
+    kept = [
+        argument
+        for argument in function.arguments
+        if argument.required or (function.name, argument.name) in given or random.random() >= ARGUMENTS_LOST
+    ]
+    return tuple(sorted(random.sample(kept, len(kept)), key=lambda argument: not argument.required))

@@ -17,10 +17,15 @@ from factory.tasks.tools import moments
 SpanKind = Literal["date", "time", "number", "text"]
 _QUOTED = re.compile(r"\"([^\"\n]{1,80})\"|“([^”\n]{1,80})”|(?<!\w)'([^'\n]{1,80})'(?!\w)")
 _CODE = re.compile(r"(?<!\w)[\w./@:%+-]*(?:\d[A-Za-z]|[A-Za-z]\d|\w@\w|\w_\w|\w/\w|\w\.[a-z]{2,4}\b)[\w./@:%+-]*\w")
+_WORD = r"(?:(?:[A-Z]\.){2,}|[A-Z][\w'’&-]*(?:(?:(?<=\b[A-Z])|(?<=\b(?:Dr|Mr|Ms))|(?<=\bMrs))\.(?= [A-Z]))?)"
 _NAME = re.compile(
-    r"[A-Z][\w'’&-]*(?:(?<=\b[A-Z])\.(?= [A-Z]))?"
-    r"(?:,? (?:[A-Z][\w'’&-]*|\d+)(?:(?<=\b[A-Z])\.(?= [A-Z]))?|,? (?:of|the|de|la|at|on|for|&|and|in) (?:the )?[A-Z][\w'’&-]*)*"
+    rf"(?:(?:St|Mt)\.(?= [A-Z])|{_WORD})"
+    rf"(?:,? (?:{_WORD}|\d+)|,? (?:of|the|de|la|vs\.?|at|on|for|&|and|in) (?:the )?{_WORD})*"
 )
+_AFTER = re.compile(r",? (?:I|I['’](?:m|d|ll|ve)|It|O[Kk])$")
+"""Ends no name: `Santa Rosa, I think`."""
+_KIND = re.compile(r" (?:(?:international|bus|train|bart) )?(?:airport|station)\b")
+"""Belongs to the name before it: `LGB airport`."""
 _JOINERS = re.compile(r" (?:at|on|for|and|in) ")
 _ADDRESS = re.compile(
     r"(?<![\w.$-])\d{1,5}(?:-\d{1,5})? (?:[A-Za-z][\w.'’]* |\d{1,3}(?:st|nd|rd|th) ){1,4}?"
@@ -49,6 +54,7 @@ _PLACE = re.compile(
 )
 """Places of two words that people also write small, or half so: `Los angeles`."""
 _SENTENCE = re.compile(r"(?:^|[.!?:]\s+|\"\s*)$")
+_SAID_I = ("I", "I'", "I’")
 SHORT = 4
 """Words of a sentence whose first word may be a name by itself: `Toronto, please.`"""
 _OPENERS = frozenset(
@@ -99,6 +105,7 @@ def find_spans(text: str, today: dt.date | None) -> list[Span]:
     for name in _NAME.finditer(text):
         for start, end in _names(text, name.start(), name.end()):
             end = max([end, *(place.end() for place in places if start <= place.start() < end)])
+            end = kind.end() if (kind := _KIND.match(text, end)) else end
             end = min([end, *(other.start for other in found if start < other.start < end)])
             end = start + len(text[start:end].rstrip(" ,"))
             add(start, end, "text", spaced(text[start:end]))
@@ -135,13 +142,17 @@ def _names(text: str, start: int, end: int) -> list[tuple[int, int]]:
     for piece in [*(m.span() for m in _JOINERS.finditer(text, start, end)), (end, end)]:
         first, last = at, piece[0]
         at = piece[1]
+        begins = bool(_SENTENCE.search(text[:first]))
         while first < last:
             word = text[first:last].split(" ", 1)[0]
             plain = word.strip(",.'’").lower()
-            if plain not in _OPENERS and not (plain.endswith("ing") and _SENTENCE.search(text[:first])):
+            inside = not begins and len(word) < last - first and word[:2] not in _SAID_I  # `at The Van Buren`
+            if inside or (plain not in _OPENERS and not (plain.endswith("ing") and _SENTENCE.search(text[:first]))):
                 break
             first += len(word) + 1
-        piece_text = text[first:last].rstrip(" ,.'’")
+        piece_text = text[first:last].rstrip(" ,'’" if re.search(r"(?:[A-Z]\.){2}$", text[first:last]) else " ,.'’")
+        while end_of := _AFTER.search(piece_text):
+            piece_text = piece_text[: end_of.start()].rstrip(" ,.'’")
         if re.search(r"[’']s$", piece_text) and " " not in piece_text:
             piece_text = piece_text[:-2]
         opens = " " not in piece_text and _SENTENCE.search(text[:first]) and len(text[first:].split(".")[0].split()) > SHORT

@@ -40,6 +40,7 @@ def test_every_weekday_is_the_next_of_its_name() -> None:
         ("4:30 in the evening", "16:30"), ("half past 11 in the morning", "11:30"), ("quarter to 5 in the evening", "16:45"),
         ("evening 5:45", "17:45"), ("8 am", "08:00"), ("12 pm", "12:00"), ("12:15 a.m.", "00:15"), ("16:30", "16:30"),
         ("noon", "12:00"), ("eleven thirty am", "11:30"), ("25:10", None),
+        ('12 o"clock in the afternoon', "12:00"), ("half past 3 o’clock in the afternoon", "15:30"), ("5 oclock", "05:00"),
     ],
 )  # fmt: skip
 def test_times(text: str, expected: str | None) -> None:
@@ -98,6 +99,14 @@ def test_sentences_do_not_begin_with_names_by_accident() -> None:
         ("500 USD, then 120 Fahrenheit", ["500", "USD", "120", "Fahrenheit"]),
         ("songs from 2016 Adele made", ["2016", "Adele"]),
         ("400,Berlin and 12 Oak Street I think", ["400", "Berlin", "12 Oak Street"]),
+        ("from LGB airport or Union bus station", ["LGB airport", "Union bus station"]),
+        ("In Santa Rosa, I think. In San Leandro, I've", ["Santa Rosa", "San Leandro"]),
+        ("a flat in Washington D.C. with J.K. Rowling", ["Washington D.C.", "J.K. Rowling"]),
+        ("see Dr. Chika Akera, MD or St. Helena", ["Dr. Chika Akera, MD", "St. Helena"]),
+        ("it is in Main St. Please call me", ["Main St"]),
+        ("a ticket to Giants vs Rockies or to Phillies vs. Braves", ["Giants vs Rockies", "Phillies vs. Braves"]),
+        ("a cab to The Van Buren, then play Let It Be", ["The Van Buren", "Let It Be"]),
+        ("so I think. The Van Buren, and I'd say Yes", ["Van Buren"]),
     ],
 )
 def test_places_and_addresses_are_one_span(text: str, expected: list[str]) -> None:

@@ -132,7 +132,7 @@ def test_a_users_questions_with_his_functions(tmp_path: Path) -> None:
         ({"question": "x", "calls": [{"name": "fly"}]}, "line 1: 'fly' is not offered; there are bookTable"),
         ({"question": "x", "calls": "fly()"}, "line 1: calls cannot be read"),
         ({"question": "x", "functions": ["fly"]}, "line 1: function 'fly' is not among those given"),
-        ({"question": "x", "calls": [{"name": "bookTable", "arguments": {}}]}, "line 1: bookTable needs 'restaurant_name'"),
+        ({"question": "x", "calls": [{"name": "bookTable", "arguments": {}}]}, "line 1: bookTable needs 'date'"),
         ({"question": "x", "today": "soon"}, "line 1: today is 'soon'; write YYYY-MM-DD"),
         ({"calls": []}, "line 1: no 'question'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from factory.tasks import get_task
 from factory.tasks.task import AnswerError, Dialect, Example
 from factory.tasks.tools import calls
 from factory.tasks.tools.compact import TOKENS
-from factory.tasks.tools.functions import Toolset, from_spec
+from factory.tasks.tools.functions import Toolset, from_spec, read_tools
 from factory.tasks.tools.view import MAX_VALUES
-from tests.factory.tasks.tools.worlds import FUNCTIONS, TODAY, TOOLSET, call, example
+from tests.factory.tasks.tools.worlds import FUNCTIONS, SPECS, TODAY, TOOLSET, call, example
 
 TASK: Any = get_task("tools")
 BOOK = "Book a table for two at Blue Horizon next Monday at half past 7 in the evening, outdoors"
@@ -47,10 +48,12 @@ def test_answers_come_back_and_the_grammar_takes_them(case: Example, dialect: Di
 
 def test_the_compact_dialect_points() -> None:
     prompt = TASK.messages(CASES[0], "compact")[0].content
-    assert prompt.startswith(" book table<t0> restaurant name<c0> party size<int><c1> date<date><c2><req> time<time><c3>")
+    assert prompt.startswith(
+        " book table<t0> date<date><c0> party size<int><c1> restaurant name<c2><req> outdoor seating<true><c3> time<time><c4>"
+    )
     assert prompt.endswith("<q><usr><t0> book a<t0> table for<v0> two at<v1> blue horizon<v2> next monday at"
-                           "<v3> half past 7 in the evening ,<c4> outdoors")  # fmt: skip
-    assert TASK.encode(CASES[0], CASES[0].reference, "compact") == "<call><t0><c0><v1><c1><v0><c2><v2><c3><v3><c4><true>"
+                           "<v3> half past 7 in the evening ,<c3> outdoors")  # fmt: skip
+    assert TASK.encode(CASES[0], CASES[0].reference, "compact") == "<call><t0><c0><v2><c1><v0><c2><v1><c3><true><c4><v3>"
     assert TASK.encode(CASES[3], "[]", "compact") == "<none>"
 
 
@@ -165,7 +168,7 @@ def test_spellings_of_the_data_set_are_one_value() -> None:
     wanted = call("bookTable", restaurant_name="San Francisco Grill", party_size=2, date="2019-03-01")
     made = example("a table at SF Grill for 2 today", wanted, also={"bookTable.restaurant_name": ["SF Grill"]})
     completion = TASK.encode(made, made.reference, "compact")
-    assert completion == "<call><t0><c0><v0><c1><v1><c2><v2>"
+    assert completion == "<call><t0><c0><v2><c1><v1><c2><v0>"
     decoded = TASK.decode(made, completion, "compact")
     assert calls.read(decoded)[0].arguments["restaurant_name"] == "SF Grill"
     assert TASK.score(made, decoded).correct
@@ -247,7 +250,24 @@ def test_special_tokens_cover_prompts_and_completions() -> None:
 def test_answers_are_shown_as_a_table_of_calls() -> None:
     shown = TASK.show(CASES[1], CASES[1].reference)
     assert [row[0] for row in shown["rows"]] == ["send_mail", "listMails"] and "date='2019-03-08'" in shown["rows"][1][1]
-    assert "needs 'restaurant_name'" in TASK.show(CASES[0], calls.write([call("bookTable")]))["error"]
+    assert "needs 'date'" in TASK.show(CASES[0], calls.write([call("bookTable")]))["error"]
+
+
+def test_the_order_of_a_schema_s_properties_changes_neither_prompt_nor_grammar() -> None:
+    def backwards(spec: dict[str, Any]) -> dict[str, Any]:
+        body = spec.get("function", spec)
+        parameters = dict(body["parameters"])
+        parameters["properties"] = dict(reversed(parameters["properties"].items()))
+        return {**body, "parameters": parameters}
+
+    other = Toolset(TOOLSET.id, read_tools([backwards(spec) for spec in SPECS], "backwards"), TOOLSET.today)
+    assert [list(f.parameters["properties"]) for f in other.functions] != [
+        list(f.parameters["properties"]) for f in TOOLSET.functions
+    ]
+    for case in CASES:
+        turned = replace(case, context=other)
+        assert TASK.messages(turned, "compact") == TASK.messages(case, "compact")
+        assert TASK.constraint(turned, "compact") == TASK.constraint(case, "compact")
 
 
 def test_two_functions_of_one_name_are_refused() -> None:
