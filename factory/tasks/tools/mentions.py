@@ -53,15 +53,24 @@ class Names:
     def __init__(self, names: Sequence[Name]) -> None:
         self.names = tuple(names)
         self._of: dict[str, dict[int, str]] = {}
+        self._whole: dict[str, list[int]] = {}
+        self._headed: dict[str, list[tuple[int, str]]] = {}
+        for i, name in enumerate(self.names):
+            for own in name.stems:
+                self._whole.setdefault(own, []).append(i)
+                self._headed.setdefault(own[:_HEAD], []).append((i, own))
 
     def of(self, word: str) -> dict[int, str]:
         """Place in `names` -> the stem there that `word` is a form or part of."""
         found = self._of.get(word)
         if found is None:
-            among = ((i, _among(word, name.stems)) for i, name in enumerate(self.names))
+            among = dict.fromkeys(self._whole.get(word, ()), word)
+            for i, own in self._headed.get(word[:_HEAD], ()):
+                if i not in among and _is_part(word, own):
+                    among[i] = own
             if len(self._of) >= WORDS_KEPT:
                 self._of.clear()
-            found = self._of[word] = {i: own for i, own in among if own is not None}
+            found = self._of[word] = dict(sorted(among.items()))
         return found
 
 
@@ -121,16 +130,10 @@ def _runs(words: Sequence[tuple[int, int, str]], names: Names) -> Iterator[tuple
                 yield name, first, last - 1, len(said)
 
 
-@lru_cache(1 << 16)
-def _among(word: str, stems: tuple[str, ...]) -> str | None:
-    """The stem that a word is a form or part of."""
-    if word in stems:
-        return word
-    for own in stems:
-        short, long = sorted((word, own), key=len)
-        if len(short) >= _HEAD and len(long) - len(short) >= _TAIL and long.startswith(short):
-            return own
-    return None
+def _is_part(word: str, own: str) -> bool:
+    """Whether one is the beginning of the other: `bath` and `bathroom`."""
+    short, long = (word, own) if len(word) <= len(own) else (own, word)
+    return len(short) >= _HEAD and len(long) - len(short) >= _TAIL and long.startswith(short)
 
 
 @lru_cache(1 << 14)
