@@ -60,8 +60,8 @@ class Argument:
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """One function. `parameters` is its JSON schema; `arguments` are the same, required ones first, each part by name: in what
-    order a schema writes its properties means nothing, and must not change an answer."""
+    """One function. `parameters` is its JSON schema; `arguments` are the same, required ones first. Read from a schema, each part
+    is by name: in what order a schema writes its properties means nothing, and must not change a compact prompt."""
 
     name: str
     description: str

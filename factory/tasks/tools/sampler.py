@@ -106,7 +106,7 @@ def _said(
     given: dict[str, Any] = {}
     phrases: list[str] = []
     named: list[str] = []
-    for argument in function.arguments:
+    for argument in chance.sample(function.arguments, len(function.arguments)):
         wanted = argument.required or chance.random() < OPTIONAL_SHARE
         if argument is without or argument.kind == "other" or not wanted:
             continue

@@ -22,7 +22,7 @@ from agents.constrain import Constraint
 from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, Score, TaskError, Variant, Verdict
 from factory.tasks.tools import calls, compact, grammar, own, plain, sources
 from factory.tasks.tools import score as scoring
-from factory.tasks.tools.functions import Argument, Function, Toolset
+from factory.tasks.tools.functions import Function, Toolset
 from factory.tasks.tools.view import View
 
 VIEWS_KEPT = 4096
@@ -38,7 +38,7 @@ class ToolsTask:
     name = "tools"
     version = 4
     """2 shows more of what was said before; 3 marks the words that name functions, arguments and choices; 4 orders arguments by
-    name"""
+    name and finds more names and times"""
     metric = "exact"
     """Exactly the calls of the reference: functions, and all arguments after the rules of `calls.py`; `[]` where none fits."""
     datasets: Mapping[str, str] = sources.DATASETS
@@ -97,10 +97,7 @@ class ToolsTask:
         does not give left out, and some words lost that name nothing; see `HasVariants`."""
         toolset = scoring.toolset_of(example)
         given = {(call.name, name) for call in calls.read(answer) for name in call.arguments}
-        functions = [
-            replace(function, arguments=_reordered(function, given, random))
-            for function in random.sample(toolset.functions, len(toolset.functions))
-        ]
+        functions = [_reordered(function, given, random) for function in random.sample(toolset.functions, len(toolset.functions))]
         other = replace(example, context=replace(toolset, functions=tuple(functions)))
         try:
             thinned = replace(other, question=self.view(other).thinned(random, WORDS_LOST))
@@ -167,11 +164,14 @@ class ToolsTask:
         return {**shown, "columns": ["function", "arguments"], "rows": rows}
 
 
-def _reordered(function: Function, given: Set[tuple[str, str]], random: Random) -> tuple[Argument, ...]:
-    """Required arguments first, each part in a random order, some optional ones that are not given left out."""
+def _reordered(function: Function, given: Set[tuple[str, str]], random: Random) -> Function:
+    """Required arguments first, each part in a random order, some optional ones that nobody gives left out; and its schema so."""
     kept = [
         argument
         for argument in function.arguments
         if argument.required or (function.name, argument.name) in given or random.random() >= ARGUMENTS_LOST
     ]
-    return tuple(sorted(random.sample(kept, len(kept)), key=lambda argument: not argument.required))
+    shown = tuple(sorted(random.sample(kept, len(kept)), key=lambda argument: not argument.required))
+    properties = function.parameters.get("properties") or {}
+    parameters = {**function.parameters, "properties": {argument.name: properties[argument.name] for argument in shown}}
+    return replace(function, arguments=shown, parameters=parameters)

@@ -15,15 +15,14 @@ from factory.tasks.sql.spaced import spaced
 from factory.tasks.tools import moments
 
 SpanKind = Literal["date", "time", "number", "text"]
-_QUOTED = re.compile(r"\"([^\"\n]{1,80})\"|“([^”\n]{1,80})”|(?<!\w)'([^'\n]{1,80})'(?!\w)")
+_QUOTED = re.compile(r"(?<!\w)\"([^\"\n]{1,80})\"|“([^”\n]{1,80})”|(?<!\w)'([^'\n]{1,80})'(?!\w)")
 _CODE = re.compile(r"(?<!\w)[\w./@:%+-]*(?:\d[A-Za-z]|[A-Za-z]\d|\w@\w|\w_\w|\w/\w|\w\.[a-z]{2,4}\b)[\w./@:%+-]*\w")
-_WORD = r"(?:(?:[A-Z]\.){2,}|[A-Z][\w'’&-]*(?:(?:(?<=\b[A-Z])|(?<=\b(?:Dr|Mr|Ms))|(?<=\bMrs))\.(?= [A-Z]))?)"
-_NAME = re.compile(
-    rf"(?:(?:St|Mt)\.(?= [A-Z])|{_WORD})"
-    rf"(?:,? (?:{_WORD}|\d+)|,? (?:of|the|de|la|vs\.?|at|on|for|&|and|in) (?:the )?{_WORD})*"
-)
-_AFTER = re.compile(r",? (?:I|I['’](?:m|d|ll|ve)|It|O[Kk])$")
+_WORD = r"(?:(?:[A-Z]\.){2,}|[A-Z][\w'’&-]*(?:(?<=\b[A-Z])\.(?= [A-Z]))?)"
+_FIRST = rf"(?:(?:St|Mt|Dr|Mrs?|Ms)\.(?= [A-Z])|{_WORD})"
+_NAME = re.compile(rf"{_FIRST}(?:,? (?:{_WORD}|\d+)|,? (?:of|the|de|la|vs\.?|at|on|for|&|and|in) (?:the )?{_FIRST})*")
+_AFTER = re.compile(r"(?:,? I(?:['’](?:m|d|ll|ve))?|, (?:It|Ok))$")
 """Ends no name: `Santa Rosa, I think`."""
+_INITIALS = re.compile(r"(?:[A-Z]\.){2,}(?= ([\w'’]+))")
 _KIND = re.compile(r" (?:(?:international|bus|train|bart) )?(?:airport|station)\b")
 """Belongs to the name before it: `LGB airport`."""
 _JOINERS = re.compile(r" (?:at|on|for|and|in) ")
@@ -54,7 +53,9 @@ _PLACE = re.compile(
 )
 """Places of two words that people also write small, or half so: `Los angeles`."""
 _SENTENCE = re.compile(r"(?:^|[.!?:]\s+|\"\s*)$")
-_SAID_I = ("I", "I'", "I’")
+_TITLES = frozenset("a all an be her his how if it just let my no our that the this we when where who why your".split())
+"""Openers that a name within a sentence begins with: `at The Van Buren`, `the song Let It Be`."""
+_BEGINS = re.compile(r"(?:^|[.!?:\n,(-]\s*|\"\s*)$")
 SHORT = 4
 """Words of a sentence whose first word may be a name by itself: `Toronto, please.`"""
 _OPENERS = frozenset(
@@ -108,6 +109,8 @@ def find_spans(text: str, today: dt.date | None) -> list[Span]:
             end = kind.end() if (kind := _KIND.match(text, end)) else end
             end = min([end, *(other.start for other in found if start < other.start < end)])
             end = start + len(text[start:end].rstrip(" ,"))
+            if text[start:end].strip(",.'’").lower() in _OPENERS:
+                continue
             add(start, end, "text", spaced(text[start:end]))
     for place in places:
         add(place.start(), place.end(), "text", spaced(place.group()))
@@ -142,17 +145,20 @@ def _names(text: str, start: int, end: int) -> list[tuple[int, int]]:
     for piece in [*(m.span() for m in _JOINERS.finditer(text, start, end)), (end, end)]:
         first, last = at, piece[0]
         at = piece[1]
-        begins = bool(_SENTENCE.search(text[:first]))
+        begins = _BEGINS.search(text[:first]) is not None
         while first < last:
             word = text[first:last].split(" ", 1)[0]
             plain = word.strip(",.'’").lower()
-            inside = not begins and len(word) < last - first and word[:2] not in _SAID_I  # `at The Van Buren`
-            if inside or (plain not in _OPENERS and not (plain.endswith("ing") and _SENTENCE.search(text[:first]))):
+            title = not begins and word[0].isupper() and len(word) < last - first and plain in _TITLES
+            if title or (plain not in _OPENERS and not (plain.endswith("ing") and _SENTENCE.search(text[:first]))):
                 break
             first += len(word) + 1
-        piece_text = text[first:last].rstrip(" ,'’" if re.search(r"(?:[A-Z]\.){2}$", text[first:last]) else " ,.'’")
+        piece_text = text[first:last].rstrip(" ,'’")
+        after = next((m for m in _INITIALS.finditer(piece_text) if m[1].lower() in _OPENERS), None)
+        piece_text = piece_text[: after.end()] if after is not None else piece_text
         while end_of := _AFTER.search(piece_text):
-            piece_text = piece_text[: end_of.start()].rstrip(" ,.'’")
+            piece_text = piece_text[: end_of.start()].rstrip(" ,'’")
+        piece_text = piece_text if re.search(r"(?:[A-Z]\.){2}$", piece_text) else piece_text.rstrip(".'’ ,")
         if re.search(r"[’']s$", piece_text) and " " not in piece_text:
             piece_text = piece_text[:-2]
         opens = " " not in piece_text and _SENTENCE.search(text[:first]) and len(text[first:].split(".")[0].split()) > SHORT

@@ -107,6 +107,14 @@ def test_sentences_do_not_begin_with_names_by_accident() -> None:
         ("a ticket to Giants vs Rockies or to Phillies vs. Braves", ["Giants vs Rockies", "Phillies vs. Braves"]),
         ("a cab to The Van Buren, then play Let It Be", ["The Van Buren", "Let It Be"]),
         ("so I think. The Van Buren, and I'd say Yes", ["Van Buren"]),
+        ("a table in Saratoga at the Basin, on the TV", ["Saratoga", "Basin", "TV"]),
+        ("weather in Fairfield on the March 6th; ensure that, On March 10th we go", ["Fairfield", "March 6th", "March 10th"]),
+        ("play Beat It by Michael Jackson in Tulsa, OK please", ["Beat It", "Michael Jackson", "Tulsa, OK"]),
+        ("I live in Washington D.C. Please book. I moved to the U.S. The hotel is", ["Washington D.C.", "U.S."]),
+        ("meet me on Ocean Dr. Please hurry", ["Ocean Dr"]),
+        ("Dr. Smith at St. Mary's Hospital, a Park at Mt. Hood", ["Dr. Smith", "St. Mary's Hospital", "Park", "Mt. Hood"]),
+        ("sounds good, Please Book it, Thanks, Bye. ok, What About Berlin In San Jose", ["Berlin In San Jose"]),
+        ('at 12 o"clock at "Sino" from 3 o"clock', ['12 o"clock', "Sino", '3 o"clock']),
     ],
 )
 def test_places_and_addresses_are_one_span(text: str, expected: list[str]) -> None:

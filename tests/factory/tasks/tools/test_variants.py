@@ -85,6 +85,25 @@ def test_a_variant_shows_arguments_in_any_order_and_may_lack_those_nobody_gives(
     assert {len(names) for names in orders["send_mail"]} >= {3, 4}
 
 
+def test_a_variant_reorders_the_schemas_of_the_plain_dialect_too() -> None:
+    case = example(
+        "a table for 4 at Sino tomorrow, outdoors",
+        call("bookTable", restaurant_name="Sino", party_size=4, date="2019-03-02", outdoor_seating=True),
+    )
+    random = Random(7)
+    orders = set()
+    for _ in range(40):
+        _, (_, message), completion = TASK.variant(case, case.reference, "plain", random)
+        listed = [json.loads(line) for line in message.content.splitlines() if line.startswith("{")]
+        properties = next(function for function in listed if function["name"] == "bookTable")["parameters"]["properties"]
+        answered = json.loads(completion)[0]["arguments"]
+        assert list(answered) == [name for name in properties if name in answered], "said in the order of the schema"
+        assert answered == json.loads(case.reference or "")[0]["arguments"]
+        assert properties.items() <= TOOLSET.by_name["bookTable"].parameters["properties"].items()
+        orders.add(tuple(properties))
+    assert len(orders) > 10
+
+
 def test_a_variant_of_a_conversation_is_one_and_keeps_what_answers() -> None:
     case = example(
         "User: could I have a table at Sino some day soon\n"
