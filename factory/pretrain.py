@@ -85,6 +85,8 @@ def run(settings: PretrainSettings, listener: Listener | None = None) -> Path:
         if work.recall().get("finished"):
             return path
         parts = read_parts(recipe, settings.data_dir)
+        for part in parts:
+            work.check_version(part.task.name, part.task.version)
         events = EventLog(work.events, listener)
         with closing(events):
             base = first_weights(recipe, settings, parts, work)
@@ -142,7 +144,7 @@ def kept_rows(
             save_rows(token_rows(parts, recipe, settings.data_dir, load_tokenizer(base), events), path)
         cards = [card.model_dump() for part in parts for card in part.cards]
         cards += [text_card(text, settings.data_dir).model_dump() for text in recipe.texts]
-        work.remember(data=cards)
+        work.remember(data=cards, task_versions={part.task.name: part.task.version for part in parts})
     return load_rows(path)
 
 

@@ -130,7 +130,9 @@ class RunDir:
     def check_version(self, task: str, version: int) -> None:
         """Raises SettingsError when the run began with another version of its task: its rows ask in other words."""
         known = self.recall()
-        begun = known.get("task_version", VERSION_UNSAID.get(task) if "data" in known else None)
+        begun = known.get("task_versions", {}).get(task) or known.get("task_version")
+        if begun is None and "data" in known:
+            begun = VERSION_UNSAID.get(task)
         if begun not in (None, version):
             raise SettingsError(f"{self.path}: begun with version {begun} of the task {task}, and version {version} asks in "
                                 "other words; give another --out")  # fmt: skip

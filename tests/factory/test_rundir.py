@@ -161,3 +161,12 @@ def test_runs_that_do_not_say_their_version_had_the_last_one_that_did_not(tmp_pa
         run.check_version("tools", 3)
     run.remember(task_version=3)
     run.check_version("tools", 3)
+
+
+def test_a_run_of_several_tasks_has_a_version_of_each(tmp_path):
+    run = RunDir(tmp_path)
+    run.remember(data=[], task_versions={"tools": 3, "sql": 1})
+    run.check_version("tools", 3)
+    run.check_version("route", 1)
+    with pytest.raises(SettingsError, match="begun with version 3 of the task tools, and version 4"):
+        run.check_version("tools", 4)

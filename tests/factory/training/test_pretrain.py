@@ -133,6 +133,10 @@ def test_a_stopped_run_ends_where_an_undisturbed_one_does(
     with pytest.raises(KeyboardInterrupt):
         run(settings)
     monkeypatch.undo()
+    monkeypatch.setattr("factory.tasks.sql.task.SqlTask.version", 99)
+    with pytest.raises(SettingsError, match="begun with version 1 of the task sql, and version 99"):
+        run(settings)
+    monkeypatch.undo()
     again = run(settings)
     one, other = load_file(made / "model" / "model.safetensors"), load_file(again / "model" / "model.safetensors")
     assert one.keys() == other.keys()
