@@ -1,6 +1,7 @@
 """Typed functions as this task sees them: what may be called, with which arguments of which kind.
 
-Does: read OpenAI-style tool lists, JSON schemas and `@tool` functions, tell the kind of each argument, give names as words.
+Does: read OpenAI-style tool lists, JSON schemas and `@tool` functions, tell the kind of each argument, give names as words, put
+arguments into another order.
 Does not: read requests, validate calls (`calls.py`) or run anything.
 """
 
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from random import Random
 from typing import Any, Literal
 
 from agents.chat import ToolSpec
@@ -146,6 +148,20 @@ def _number(value: Any) -> float | None:
 def kind_by_name(name: str) -> Literal["date", "time"] | None:
     """What a text argument without a stated format holds, where its name says so: `check_in_date`, `show time`."""
     return "date" if _DATE.search(name) else "time" if _TIME.search(name) else None
+
+
+def reordered(function: Function, given: Set[tuple[str, str]], lost: float, random: Random) -> Function:
+    """Required arguments first, each part in a random order, without a share `lost` of the optional ones that are not among the
+    (function, argument) names `given`; its schema likewise."""
+    kept = [
+        argument
+        for argument in function.arguments
+        if argument.required or (function.name, argument.name) in given or random.random() >= lost
+    ]
+    shown = tuple(sorted(random.sample(kept, len(kept)), key=lambda argument: not argument.required))
+    properties = function.parameters.get("properties") or {}
+    parameters = {**function.parameters, "properties": {argument.name: properties[argument.name] for argument in shown}}
+    return replace(function, arguments=shown, parameters=parameters)
 
 
 def read_tools(data: Any, where: str) -> tuple[Function, ...]:

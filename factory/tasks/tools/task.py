@@ -12,7 +12,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from agents.constrain import Constraint
 from factory.tasks.task import AnswerError, DatasetCard, DataSource, Dialect, Example, Score, TaskError, Variant, Verdict
 from factory.tasks.tools import calls, compact, grammar, own, plain, sources
 from factory.tasks.tools import score as scoring
-from factory.tasks.tools.functions import Function, Toolset
+from factory.tasks.tools.functions import Toolset, reordered
 from factory.tasks.tools.view import View
 
 VIEWS_KEPT = 4096
@@ -97,7 +97,10 @@ class ToolsTask:
         does not give left out, and some words lost that name nothing; see `HasVariants`."""
         toolset = scoring.toolset_of(example)
         given = {(call.name, name) for call in calls.read(answer) for name in call.arguments}
-        functions = [_reordered(function, given, random) for function in random.sample(toolset.functions, len(toolset.functions))]
+        functions = [
+            reordered(function, given, ARGUMENTS_LOST, random)
+            for function in random.sample(toolset.functions, len(toolset.functions))
+        ]
         other = replace(example, context=replace(toolset, functions=tuple(functions)))
         try:
             thinned = replace(other, question=self.view(other).thinned(random, WORDS_LOST))
@@ -162,16 +165,3 @@ class ToolsTask:
             return {**shown, "error": bad[1]}
         rows = [[call.name, ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())] for call in found]
         return {**shown, "columns": ["function", "arguments"], "rows": rows}
-
-
-def _reordered(function: Function, given: Set[tuple[str, str]], random: Random) -> Function:
-    """Required arguments first, each part in a random order, some optional ones that nobody gives left out; and its schema so."""
-    kept = [
-        argument
-        for argument in function.arguments
-        if argument.required or (function.name, argument.name) in given or random.random() >= ARGUMENTS_LOST
-    ]
-    shown = tuple(sorted(random.sample(kept, len(kept)), key=lambda argument: not argument.required))
-    properties = function.parameters.get("properties") or {}
-    parameters = {**function.parameters, "properties": {argument.name: properties[argument.name] for argument in shown}}
-    return replace(function, arguments=shown, parameters=parameters)

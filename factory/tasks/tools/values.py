@@ -19,10 +19,12 @@ _QUOTED = re.compile(r"(?<!\w)\"([^\"\n]{1,80})\"|“([^”\n]{1,80})”|(?<!\w)
 _CODE = re.compile(r"(?<!\w)[\w./@:%+-]*(?:\d[A-Za-z]|[A-Za-z]\d|\w@\w|\w_\w|\w/\w|\w\.[a-z]{2,4}\b)[\w./@:%+-]*\w")
 _WORD = r"(?:(?:[A-Z]\.){2,}|[A-Z][\w'’&-]*(?:(?<=\b[A-Z])\.(?= [A-Z]))?)"
 _FIRST = rf"(?:(?:St|Mt|Dr|Mrs?|Ms)\.(?= [A-Z])|{_WORD})"
+"""A name's first word, or the first after a joining one: only there is `St.` no street."""
 _NAME = re.compile(rf"{_FIRST}(?:,? (?:{_WORD}|\d+)|,? (?:of|the|de|la|vs\.?|at|on|for|&|and|in) (?:the )?{_FIRST})*")
 _AFTER = re.compile(r"(?:,? I(?:['’](?:m|d|ll|ve))?|, (?:It|Ok))$")
 """Ends no name: `Santa Rosa, I think`."""
 _INITIALS = re.compile(r"(?:[A-Z]\.){2,}(?= ([\w'’]+))")
+"""Their last point may end a sentence: `in Washington D.C. Please …`."""
 _KIND = re.compile(r" (?:(?:international|bus|train|bart) )?(?:airport|station)\b")
 """Belongs to the name before it: `LGB airport`."""
 _JOINERS = re.compile(r" (?:at|on|for|and|in) ")
@@ -56,6 +58,7 @@ _SENTENCE = re.compile(r"(?:^|[.!?:]\s+|\"\s*)$")
 _TITLES = frozenset("a all an be her his how if it just let my no our that the this we when where who why your".split())
 """Openers that a name within a sentence begins with: `at The Van Buren`, `the song Let It Be`."""
 _BEGINS = re.compile(r"(?:^|[.!?:\n,(-]\s*|\"\s*)$")
+"""Before a sentence or a part of one: what begins it with a capital may be any opener."""
 SHORT = 4
 """Words of a sentence whose first word may be a name by itself: `Toronto, please.`"""
 _OPENERS = frozenset(
@@ -138,6 +141,17 @@ def _joined(text: str, found: list[Span]) -> list[Span]:
     return out
 
 
+def _trimmed(name: str) -> str:
+    """Without what follows it: marks, the next sentence after initials, `, I think`, the `'s` of a single word."""
+    name = name.rstrip(" ,'’")
+    after = next((m for m in _INITIALS.finditer(name) if m[1].lower() in _OPENERS), None)
+    name = name[: after.end()] if after is not None else name
+    while end_of := _AFTER.search(name):
+        name = name[: end_of.start()].rstrip(" ,'’")
+    name = name if re.search(r"(?:[A-Z]\.){2}$", name) else name.rstrip(".'’ ,")
+    return name[:-2] if re.search(r"[’']s$", name) and " " not in name else name
+
+
 def _names(text: str, start: int, end: int) -> list[tuple[int, int]]:
     """A run of capitalised words, cut at joining words and freed of the words that sentences begin with."""
     out = []
@@ -153,14 +167,7 @@ def _names(text: str, start: int, end: int) -> list[tuple[int, int]]:
             if title or (plain not in _OPENERS and not (plain.endswith("ing") and _SENTENCE.search(text[:first]))):
                 break
             first += len(word) + 1
-        piece_text = text[first:last].rstrip(" ,'’")
-        after = next((m for m in _INITIALS.finditer(piece_text) if m[1].lower() in _OPENERS), None)
-        piece_text = piece_text[: after.end()] if after is not None else piece_text
-        while end_of := _AFTER.search(piece_text):
-            piece_text = piece_text[: end_of.start()].rstrip(" ,'’")
-        piece_text = piece_text if re.search(r"(?:[A-Z]\.){2}$", piece_text) else piece_text.rstrip(".'’ ,")
-        if re.search(r"[’']s$", piece_text) and " " not in piece_text:
-            piece_text = piece_text[:-2]
+        piece_text = _trimmed(text[first:last])
         opens = " " not in piece_text and _SENTENCE.search(text[:first]) and len(text[first:].split(".")[0].split()) > SHORT
         if (len(piece_text) > 1 or piece_text.isdigit()) and not opens:
             out.append((first, first + len(piece_text)))
