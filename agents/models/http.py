@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,15 +79,14 @@ class _Endpoint:
 
 
 class _Run:
-    """One call of `generate`: what is asked, what came back, and how far the consumer is."""
+    """One call of `generate`: what is asked, what came back, and for how much more there is room."""
 
-    def __init__(self, requests: Sequence[Request], ahead: int) -> None:
-        self.requests, self.ahead = requests, ahead
+    def __init__(self, requests: Sequence[Request], workers: int) -> None:
+        self.requests = requests
         self.next = 0
-        self.taken = 0
         self.done: queue.SimpleQueue[tuple[int, Reply] | BaseException] = queue.SimpleQueue()
-        self.room: asyncio.Event | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.room = asyncio.Semaphore(workers)
+        """one for each request that may be sent before the consumer has finished with another's reply"""
 
 
 class HttpModel:
@@ -109,7 +109,10 @@ class HttpModel:
         self._starting = threading.Lock()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply]]:
-        """Replies as they arrive. At most two rounds of `in_flight` run ahead of the consumer; leaving early cancels the rest.
+        """Replies as they arrive; leaving early cancels the rest.
+
+        A request is sent only while fewer than `in_flight` per endpoint are without a reply that the consumer has finished with
+        (has come back for the next one): a process killed at any moment has lost at most those.
 
         A request that keeps failing gets a Reply with stop_reason "error" and the last reason in `error`.
         """
@@ -117,17 +120,16 @@ class HttpModel:
             return
         loop = self._start()
         workers = min(len(requests), self.options.in_flight * len(self._endpoints))
-        run = _Run(requests, 2 * workers)
+        run = _Run(requests, workers)
         future = asyncio.run_coroutine_threadsafe(self._work(run, workers), loop)
         try:
             for _ in requests:
                 item = run.done.get()
                 if isinstance(item, BaseException):
                     raise item
-                run.taken += 1
-                if run.room is not None:
-                    loop.call_soon_threadsafe(_let_in, run)
                 yield item
+                with suppress(RuntimeError):  # closed in between: the next item says so
+                    loop.call_soon_threadsafe(run.room.release)
         finally:
             future.cancel()  # the loop then closes the connections of what is still in flight by itself
 
@@ -188,10 +190,9 @@ class HttpModel:
 
     async def _worker(self, run: _Run) -> None:
         while run.next < len(run.requests):
-            while run.next - run.taken >= run.ahead:
-                run.room = run.room if run.room is not None else asyncio.Event()
-                await run.room.wait()
+            await run.room.acquire()
             if run.next >= len(run.requests):
+                run.room.release()
                 return
             index = run.next
             run.next += 1
@@ -270,12 +271,6 @@ class HttpModel:
                 return min(others or awake, key=lambda endpoint: endpoint.active)
             rest = min(endpoint.rest_until for endpoint in self._endpoints) - now
             await asyncio.sleep(rest * self._dice.uniform(1.0, 1.25))
-
-
-def _let_in(run: _Run) -> None:
-    if run.room is not None:
-        run.room.set()
-        run.room = None
 
 
 def _endpoint(spec: str) -> _Endpoint:

@@ -146,7 +146,7 @@ def test_leaving_early_cancels_what_is_in_flight() -> None:
             break
         time.sleep(0.05)
         calls = server.calls.total()
-        assert calls <= 24
+        assert calls <= 8
         time.sleep(0.5)
         assert server.calls.total() == calls
         assert server.in_flight == 0
@@ -156,14 +156,27 @@ def test_leaving_early_cancels_what_is_in_flight() -> None:
 
 
 def test_a_slow_consumer_is_not_run_away_from() -> None:
+    """What is sent and not yet stored is what a kill loses: never more than `in_flight`, the reply in hand included."""
     with OpenAIServer(echo) as server:
         model = open_model(server.spec, in_flight=4)
         replies = model.generate([ask(f"q{i}") for i in range(100)])
-        next(replies)
-        time.sleep(0.5)
-        assert server.calls.total() <= 1 + 2 * 4
-        assert len(list(replies)) == 99
+        for stored in range(5):
+            next(replies)
+            time.sleep(0.2)
+            assert server.calls.total() == stored + 4
+        assert len(list(replies)) == 95
+        assert server.calls.total() == 100
         model.close()
+
+
+def test_closing_under_a_consumer_is_said() -> None:
+    with OpenAIServer(echo, latency_s=0.05) as server:
+        model = open_model(server.spec, in_flight=2)
+        replies = model.generate([ask(f"q{i}") for i in range(20)])
+        next(replies)
+        model.close()
+        with pytest.raises(ModelError, match="was closed while it was being asked"):
+            list(replies)
 
 
 def test_logprobs_sampling_tools_usage_and_cost_go_both_ways() -> None:
