@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.card import FileEntry, program
+from agents.card import program
 from agents.chat import Adapter, ModelError
 from export.convert import TYPES, convert
 from export.errors import ExportError
 from export.gate import GateReport, card_for_file, gate
-from export.lora import check_adapter, write_adapter
+from export.lora import AdapterType, check_adapter, file_entry, write_adapter
 from export.quants import llama_cpp_missing
 from export.result import ExportResult, record
 from export.source import Source
@@ -38,7 +38,7 @@ def export_adapter(source: Source, settings: GgufSettings, out: Path, quant: str
     place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     try:
         with events.stage("adapter"):
-            made = write_adapter(source, place / out.name, out.name)
+            made = write_adapter(source, place / out.name, out.name, settings.adapter_type)
         report = None
         if settings.gate:
             on = base
@@ -46,7 +46,7 @@ def export_adapter(source: Source, settings: GgufSettings, out: Path, quant: str
                 on = _make_base(source, place / "base.gguf", quant, events)
             report = gate(source, f"gguf:{on if on is not None else place / 'base.gguf'}", settings,
                           adapters=(Adapter(path=str(made.path)),), events=events)  # fmt: skip
-        path = _publish(source, made.path, out, report)
+        path = _publish(source, made.path, out, report, settings.adapter_type)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     on_what = f"{settings.base.name}" if settings.base is not None else f"a {quant} file of its base"
@@ -65,7 +65,7 @@ def export_adapter(source: Source, settings: GgufSettings, out: Path, quant: str
     }  # fmt: skip
     return record(ExportResult(
         path=path, kept=report is None or report.ok, checked=report is not None and report.verdict in ("kept", "rejected"),
-        sentence=_sentence(report), bytes=path.stat().st_size, bits_per_weight=32.0, gate=report, report=out.parent,
+        sentence=_sentence(report), bytes=path.stat().st_size, bits_per_weight=made.bits, gate=report, report=out.parent,
         notes=tuple(notes), document=document,
     ), settings.json_file)  # fmt: skip
 
@@ -105,12 +105,11 @@ def _make_base(source: Source, path: Path, quant: str, events: EventLog) -> Path
     return path
 
 
-def _publish(source: Source, made: Path, out: Path, report: GateReport | None) -> Path:
+def _publish(source: Source, made: Path, out: Path, report: GateReport | None, type_name: AdapterType) -> Path:
     from export.seal import seal, write_card
 
     if source.card is not None:
-        entry = FileEntry(name=out.name, format="gguf", precision="F32", kind="adapter", bits_per_weight=32.0,
-                          source_sha256=source.sha256, base_sha256=source.base_sha256)  # fmt: skip
+        entry = file_entry(source, out.name, type_name)
         write_card(made, card_for_file(source.card, entry, report))
         seal(made)
     target = out if report is None or report.ok else out.with_name(out.name + REJECTED)

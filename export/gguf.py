@@ -61,6 +61,8 @@ class GgufSettings(GateSettings):
     """what becomes of a LoRA adapter: merged into its base, or a GGUF adapter to load beside the base's file"""
     base: Path | None = None
     """with --lora adapter: the base's GGUF file it is checked on; default: one made for the check, of type --quant"""
+    adapter_type: Literal["F32", "F16"] = "F32"
+    """with --lora adapter: type of its matrices; F16 halves the file"""
     target: str | None = None
     """where it shall run: phone, pi, laptop, or the largest file in megabytes"""
     gate: bool = True

@@ -1,7 +1,8 @@
 """A LoRA adapter as a GGUF adapter, which llama.cpp adds to a base file while it runs.
 
-Does: write lora_A and lora_B of a peft adapter in float32 with llama.cpp's names, row order and scaling (rank-stabilized too,
-which llama.cpp's own converter gets wrong), the base's hash and the card inside; refuse what such a file cannot hold.
+Does: write lora_A and lora_B of a peft adapter in float32 or float16 with llama.cpp's names, row order and scaling
+(rank-stabilized too, which llama.cpp's own converter gets wrong), the base's hash and the card inside; refuse what such a file
+cannot hold.
 Does not: convert the base (`export.gguf BASE` does) or merge (`export.convert` does).
 
     write_adapter(Source.open("runs/sql/model/adapter"), Path("sql-adapter.gguf"))
@@ -11,11 +12,12 @@ llama.cpp multiplies B A by `adapter.lora.alpha` / rank (src/llama-adapter.h, ge
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from agents.card import FileEntry
 from export.errors import ExportError
@@ -26,6 +28,9 @@ from export.source import Source
 if TYPE_CHECKING:
     import numpy as np
 
+AdapterType = Literal["F32", "F16"]
+_SIZES: dict[AdapterType, int] = {"F32": 4, "F16": 2}
+"""bytes of a value"""
 _WAY_OUT = "use --lora merge"
 
 
@@ -43,6 +48,8 @@ class AdapterFile:
     """weights of the base it changes"""
     folded: int
     """matrices whose scale is not alpha / rank, carried in their lora_B"""
+    bits: float = 32.0
+    """of a value"""
 
 
 def check_adapter(source: Source) -> None:
@@ -64,7 +71,13 @@ def check_adapter(source: Source) -> None:
             raise ExportError(f"{where}: changes {name}, which the file shares with the embedding; {_WAY_OUT}")
 
 
-def write_adapter(source: Source, out: Path, name: str | None = None) -> AdapterFile:
+def file_entry(source: Source, name: str, type_name: AdapterType) -> FileEntry:
+    """What the card inside an adapter's file says of it."""
+    return FileEntry(name=name, format="gguf", precision=type_name, kind="adapter", bits_per_weight=8.0 * _SIZES[type_name],
+                     source_sha256=source.sha256, base_sha256=source.base_sha256)  # fmt: skip
+
+
+def write_adapter(source: Source, out: Path, name: str | None = None, type_name: AdapterType = "F32") -> AdapterFile:
     """Write the adapter of `source` to `out`, whole or not at all. `name`: what the card calls the file (default: that of `out`).
 
     Raises ExportError as `check_adapter` does, OSError.
@@ -82,8 +95,7 @@ def write_adapter(source: Source, out: Path, name: str | None = None) -> Adapter
     alpha = _alpha(list(deltas.values()))
     card = source.card
     if card is not None:
-        entry = FileEntry(name=name or out.name, format="gguf", precision="F32", kind="adapter", bits_per_weight=32.0,
-                          source_sha256=source.sha256, base_sha256=source.base_sha256)  # fmt: skip
+        entry = file_entry(source, name or out.name, type_name)
         card = card.model_copy(update={"file": entry})
     metadata: dict[str, Any] = {
         "general.type": "adapter",
@@ -94,7 +106,8 @@ def write_adapter(source: Source, out: Path, name: str | None = None) -> Adapter
         "penknife.base.sha256": source.base_sha256,
         **reserve(card),
     }
-    kind = gguf.GGMLQuantizationType.F32
+    kind = gguf.GGMLQuantizationType[type_name]
+    size = _SIZES[type_name]
     tensors = []
     folded = 0
     for tensor in source.plan.tensors:
@@ -105,8 +118,13 @@ def write_adapter(source: Source, out: Path, name: str | None = None) -> Adapter
         factor = delta.scale * delta.a.shape[0] / alpha * tensor.scale
         factor = 1.0 if abs(factor - 1.0) < 1e-9 else factor
         folded += factor != 1.0
-        tensors.append((Announced(a, delta.a.shape, kind, _bytes(delta.a.shape)), _whole(delta)))
-        tensors.append((Announced(b, delta.b.shape, kind, _bytes(delta.b.shape)), _turned(delta, tensor, factor)))
+        tensors.append((Announced(a, delta.a.shape, kind, size * math.prod(delta.a.shape)), _typed(_whole(delta), a, type_name)))
+        tensors.append(
+            (
+                Announced(b, delta.b.shape, kind, size * math.prod(delta.b.shape)),
+                _typed(_turned(delta, tensor, factor), b, type_name),
+            )
+        )
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         write_file(temporary, source.plan.architecture, metadata, tensors)
@@ -115,7 +133,7 @@ def write_adapter(source: Source, out: Path, name: str | None = None) -> Adapter
     finally:
         temporary.unlink(missing_ok=True)
     ranks = tuple(sorted({delta.a.shape[0] for delta in deltas.values()}))
-    return AdapterFile(out, out.stat().st_size, ranks, alpha, len(deltas), folded)
+    return AdapterFile(out, out.stat().st_size, ranks, alpha, len(deltas), folded, 8.0 * size)
 
 
 def _unchanged(source: Source, name: str) -> bool:
@@ -140,8 +158,17 @@ def _alpha(deltas: list[Delta]) -> float:
     return Counter(delta.scale * delta.a.shape[0] for delta in deltas).most_common(1)[0][0]
 
 
-def _bytes(shape: tuple[int, ...]) -> int:
-    return 4 * shape[0] * shape[1]
+def _typed(pieces: Iterator[np.ndarray], name: str, type_name: AdapterType) -> Iterator[np.ndarray]:
+    import numpy as np
+
+    for piece in pieces:
+        with np.errstate(over="ignore"):
+            made = piece.astype({"F32": np.float32, "F16": np.float16}[type_name], copy=False)
+        if not np.isfinite(made).all():
+            raise ExportError(
+                f"{name}: has values that {type_name} cannot hold (or none that are numbers); give --adapter-type F32"
+            )
+        yield made
 
 
 def _whole(delta: Delta) -> Iterator[np.ndarray]:

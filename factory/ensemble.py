@@ -1,6 +1,6 @@
 """Several causal language models with one tokenizer as one: the mean of their next-token probabilities.
 
-Does: run every member over the same tokens, one key/value cache for all, `log(mean(softmax))` as logits.
+Does: run every member over the same tokens, one key/value cache for all, `log(mean(softmax))` as logits, or the geometric mean.
 Does not: load members or compare tokenizers (`teachers_local.py`, `teacher_ensemble.py`). Module of torch code; imported lazily.
 
 Members that were trained apart err apart, so their mean is right more often than each (Hansen and Salamon 1990), and teaches a
@@ -24,13 +24,16 @@ class Ensemble(nn.Module):
     """Looks like a transformers causal LM to whatever generates or grades with it; cannot be trained or saved.
 
     `members`: models with the same token ids; `vocab`: how many there are (default: entries of the smallest head). What a padded
-    head says beyond them is left out before the mean. Raises ValueError for fewer than two, or a head with fewer entries.
+    head says beyond them is left out before the mean. `geometric`: the mean of logarithms, normalized, where members are sure to
+    different degrees (n-grams beside language models): it asks that all find an answer likely, not that one be sure of it.
+    Raises ValueError for fewer than two, or a head with fewer entries.
     """
 
-    def __init__(self, members: Sequence[Any], vocab: int | None = None) -> None:
+    def __init__(self, members: Sequence[Any], vocab: int | None = None, geometric: bool = False) -> None:
         if len(members) < 2:
             raise ValueError(f"an ensemble needs two models or more, not {len(members)}")
         super().__init__()
+        self.geometric = geometric
         heads = [member.get_output_embeddings() for member in members]
         self._head = min(heads, key=lambda head: int(head.weight.shape[0]))
         least = int(self._head.weight.shape[0])
@@ -88,5 +91,6 @@ class Ensemble(nn.Module):
                 use_cache=use_cache, logits_to_keep=logits_to_keep,
             ).logits  # fmt: skip
             said.append(logits[..., : self.vocab].float().log_softmax(-1))
-        mean: Any = torch.stack(said).logsumexp(0) - math.log(len(said))
+        every = torch.stack(said)
+        mean: Any = every.mean(0).log_softmax(-1) if self.geometric else every.logsumexp(0) - math.log(len(said))
         return CausalLMOutputWithPast(logits=mean, past_key_values=past_key_values if use_cache else None)

@@ -24,7 +24,7 @@ from agents.confidence import mean_probability
 from factory.events import EventLog
 from factory.predictions import Evaluation, Prediction, keep_predictions, summarize, write_predictions
 from factory.predictions import calibration as calibration
-from factory.scored_model import card_beside, model_path, stamp
+from factory.scored_model import card_beside, model_path, open_scored, planned_ensemble, stamp
 from factory.scored_model import model_bytes as model_bytes
 from factory.settings import EvaluateSettings, SettingsError, parse
 from factory.tasks.task import (
@@ -267,11 +267,11 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
     The model's card says dialect, form and longest completion; a model without one is asked in the plain dialect. With
     `json_file`, an interrupted evaluation goes on where it was. Raises TaskError, CardError, ModelError, SettingsError, OSError.
     """
-    from agents.models import open_model
     from factory.tasks import get_task
 
     task = get_task(settings.task)
     path = model_path(settings.model)
+    several = planned_ensemble(settings)
     card = card_beside(path)
     if card is not None and card.task not in (task.name, ANY_TASK):
         raise SettingsError(f"{settings.model}: made for the task {card.task!r}, not {task.name!r}; give --task {card.task}")
@@ -298,16 +298,20 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
         split = "all" if settings.own is not None or settings.questions is not None else task.validation_split(source)
     examples, data = task.load(source.model_copy(update={"split": split}))
     same = settings.model_dump(mode="json", exclude={"json_file", "batch"})
-    identity = {"settings": same, "data": data.sha256, "weights": stamp(path), "version": program()}
+    identity = {
+        "settings": same,
+        "data": data.sha256,
+        "weights": several.revision if several else stamp(path),
+        "version": program(),
+    }
     with _kept(settings.json_file, identity) as (known, keep):
-        at_once = "in_flight" if settings.model.startswith(("http://", "https://")) else "batch"
-        model = open_model(settings.model, **{at_once: settings.batch})
+        model = open_scored(settings, several)
         try:
             result = evaluate(
                 task,
                 model,
                 examples,
-                card.dialect if card is not None else "plain",
+                card.dialect if card is not None else several.dialect if several is not None else "plain",
                 constrained=settings.constrained,
                 execution_guided=settings.execution_guided,
                 batch=settings.batch,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from factory.rundir import RunDir
 
 _PREFIX = "base_model.model."
+_TYPES = {"F32": "<f4", "F16": "<f2"}
+"""Types of a GGUF adapter that are read, as numpy names them."""
 _ROTATED = ("llama", "mistral")
 """Model types whose query and key rows llama.cpp wants in another order; GGUF adapters of others are not taken back."""
 _TENSOR = re.compile(r"blk\.(?P<layer>\d+)\.(?P<module>\w+)\.weight\.lora_(?P<part>[ab])")
@@ -196,10 +198,10 @@ def _of_file(path: Path) -> FirstAdapter:
     places = {_place(tensor.name): tensor.shape for tensor in file.tensors}
     modules = {place[0] for place in places if place is not None}
     whole = places.keys() == {(module, part) for module in modules for part in "AB"}
-    plain = all(tensor.type_name == "F32" for tensor in file.tensors)
+    plain = all(tensor.type_name in _TYPES for tensor in file.tensors)
     if file.metadata.get("general.architecture") != "llama" or not (modules and whole and plain):
-        raise StudentError(f"--adapter-from {str(path)!r}: only float32 GGUF adapters of Llama models can be trained on; "
-                           "give the adapter directory it was written from")  # fmt: skip
+        raise StudentError(f"--adapter-from {str(path)!r}: only float32 and float16 GGUF adapters of Llama models can be trained "
+                           "on; give the adapter directory it was written from")  # fmt: skip
     shapes = {f"{module}.weight": (places[module, "B"][1], places[module, "A"][0]) for module in modules}
     rank = max(places[module, "B"][0] for module in modules)
     return FirstAdapter(path, "lora", rank, file.metadata.get("penknife.base.sha256"), card, shapes)
@@ -232,14 +234,14 @@ def _write_peft(path: Path, base: Path, out: Path) -> None:
         place = _place(tensor.name)
         assert place is not None  # find_adapter has seen to it
         module, part = place
-        rows: Any = np.memmap(path, np.dtype("<f4"), "r", tensor.offset, tuple(reversed(tensor.shape)))
+        rows: Any = np.memmap(path, np.dtype(_TYPES[tensor.type_name]), "r", tensor.offset, tuple(reversed(tensor.shape)))
         if part == "B":
             ranks[module] = rows.shape[1]
             turned = heads.get(module.rsplit(".", 1)[1])
             if turned is not None:
                 half = rows.shape[0] // turned // 2
                 rows = rows.reshape(turned, half, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-        tensors[f"{_PREFIX}{module}.lora_{part}.weight"] = np.array(rows)
+        tensors[f"{_PREFIX}{module}.lora_{part}.weight"] = np.array(rows, np.float32)
     rank = max(ranks.values())
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none", "use_dora": False,

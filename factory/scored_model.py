@@ -1,15 +1,20 @@
 """The model that an evaluation scores: where it lies, the card beside or inside it, how large it is.
 
-Does: find them from what somebody typed. Does not: open the model (`agents.models`).
+Does: find them from what somebody typed, and open it. Does not: ask it (`evaluate.py`).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents.card import ADAPTER_FILE, FILE_NAME, Card, weight_files
+
+if TYPE_CHECKING:
+    from agents.chat import ChatModel
+    from factory.settings import EvaluateSettings
+    from factory.teacher import TeacherPlan
 
 
 def model_path(spec: str) -> Path | None:
@@ -55,3 +60,25 @@ def stamp(path: Path | None) -> list[Any]:
     """What tells the weights of a model from others without reading them: names, sizes, times."""
     stats = [(file.name, file.stat()) for file in weight_files(path)] if path is not None else []
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def planned_ensemble(settings: EvaluateSettings) -> TeacherPlan | None:
+    """`ensemble:DIR,DIR`, checked as a teacher is; None for any other model. Raises TeacherError."""
+    if not settings.model.startswith("ensemble:"):
+        return None
+    from factory.settings import DistillSettings
+    from factory.teacher import resolve_teacher
+
+    return resolve_teacher(settings.model, DistillSettings(task=settings.task, teacher=settings.model))
+
+
+def open_scored(settings: EvaluateSettings, several: TeacherPlan | None) -> ChatModel:
+    """The model to score, ready to be asked: a planned ensemble, else by `open_model`. Raises ModelError, TeacherError."""
+    from agents.models import open_model
+    from factory.teacher import open_teacher
+
+    if several is not None:
+        return open_teacher(several)
+    at_once = "in_flight" if settings.model.startswith(("http://", "https://")) else "batch"
+    opened: ChatModel = open_model(settings.model, **{at_once: settings.batch})
+    return opened

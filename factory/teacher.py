@@ -22,6 +22,7 @@ from factory.embedded import NAME as EMBEDDED
 from factory.embedded import embedded_dir
 from factory.ledger import answer_key
 from factory.machine import Machine, file_sha256, file_stamp, hub_state, look_at_machine, model_dir, ping
+from factory.ngrams import is_ngrams
 from factory.recorded import RecordedModel, check_answers, read_answers, references
 from factory.scratch import MARK
 from factory.settings import DistillSettings
@@ -285,6 +286,10 @@ def _gguf(spec: str, path: Path, machine: Machine) -> TeacherPlan:
 
 
 def _directory(spec: str, path: Path, machine: Machine, bits: int | None) -> TeacherPlan:
+    if is_ngrams(path):
+        raise TeacherError(
+            f"--teacher {spec!r}: n-grams teach beside a language model only; give ensemble:{EMBEDDED}-base,{path}"
+        )
     known, revision = directory_teacher(spec, path)
     plan = fit(TeacherPlan(spec, "local", path.resolve().name, revision, str(path)), known, machine, bits)
     return replace(plan, tokenizer=None, dialect=dialect_of(path), notes=(*plan.notes, *license_note(known.license)))

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from agents.card import Card
 from factory.embedded import NAME as EMBEDDED
 from factory.embedded import embedded_dir
 from factory.machine import Machine
+from factory.ngrams import is_ngrams
 from factory.settings import DistillSettings
 from factory.teacher import Teacher, TeacherError, TeacherPlan, dialect_of, directory_teacher, fit, license_note
 
@@ -22,7 +24,8 @@ OWN = {EMBEDDED: "teacher", f"{EMBEDDED}-base": "base"}
 
 
 def resolve_ensemble(spec: str, rest: str, settings: DistillSettings, machine: Machine) -> TeacherPlan:
-    """Several directories as one teacher; `embedded` stands for the embedded teacher, `embedded-base` for the base.
+    """Several directories as one teacher; `embedded` stands for the embedded teacher, `embedded-base` for the base. Beside one or
+    more language models a directory may hold n-grams (`ngrams.py`).
 
     Raises TeacherError with one sentence; loads tokenizers and nothing else."""
     names = [part.strip() for part in rest.split(",") if part.strip()]
@@ -34,12 +37,22 @@ def resolve_ensemble(spec: str, rest: str, settings: DistillSettings, machine: M
     paths = [_path(spec, name) for name in names]
     if len({path.resolve() for path in paths}) < len(paths):
         raise TeacherError(f"--teacher {spec!r}: the same model twice says nothing new; give different directories")
+    counting = {path for path in paths if is_ngrams(path)}
+    if len(counting) == len(paths):
+        raise TeacherError(f"--teacher {spec!r}: n-gram models have no tokenizer; give a language model beside them, such as "
+                           f"ensemble:{EMBEDDED}-base,{names[0]}")  # fmt: skip
+    # Language models first: the first member's tokenizer is the teacher's.
+    order = sorted(range(len(paths)), key=lambda n: paths[n] in counting)
+    names, paths = [names[n] for n in order], [paths[n] for n in order]
+    for path in counting:
+        _same_task(spec, path, settings.task)
     found = [directory_teacher(spec, path) for path in paths]
     dialects = [dialect_of(path) for path in paths]
     if len(set(dialects)) > 1:
         said = ", ".join(f"{name}: {dialect}" for name, dialect in zip(names, dialects, strict=True))
         raise TeacherError(f"--teacher {spec!r}: its members learned different dialects ({said}); give models of one dialect")
-    _one_tokenizer(spec, names, paths)
+    speaking = [n for n, path in enumerate(paths) if path not in counting]
+    _one_tokenizer(spec, [names[n] for n in speaking], [paths[n] for n in speaking])
     members = [member for member, _ in found]
     whole = Teacher(
         str(paths[0]), " and ".join(dict.fromkeys(member.license for member in members)), sum(m.total for m in members),
@@ -67,6 +80,13 @@ def _path(spec: str, name: str) -> Path:
         raise TeacherError(f"--teacher {spec!r}: there is no directory {name}; an ensemble's members are model directories, or "
                            f"{', '.join(OWN)}")  # fmt: skip
     return path
+
+
+def _same_task(spec: str, path: Path, task: str) -> None:
+    learned = Card.load(path).task
+    if learned != task:
+        raise TeacherError(f"--teacher {spec!r}: the n-grams of {path} learned the task {learned!r}, not {task!r}; make others "
+                           f"with python -m factory.ngrams --task {task}")  # fmt: skip
 
 
 def _one_tokenizer(spec: str, names: Sequence[str], paths: Sequence[Path]) -> None:

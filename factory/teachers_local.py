@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.chat import ChatModel
 from factory.chat_template import accept_system_turns
+from factory.ngrams import is_ngrams
 
 if TYPE_CHECKING:
     import torch
@@ -60,18 +61,33 @@ def load_planned(plan: TeacherPlan, own_device: bool = False) -> tuple[Any, Any]
     import torch
 
     from factory.teacher import WAYS_ON, TeacherError
+    from factory.train import has_bf16
 
     at = plan.location
+    # A CPU without bfloat16 multiplies it seven times slower than float32 (LOG.md).
+    wide = plan.device == "cpu" and plan.bits == 16 and not has_bf16() and 4.4 * plan.parameters + 1.0 <= plan.have_gb
     try:
         if plan.members:
             from factory.ensemble import Ensemble
 
-            loaded = []
-            for member in plan.members:
-                at = member
-                loaded.append(load(member, bits=plan.bits, device=plan.device, own_device=own_device))
-            return Ensemble([model for model, _ in loaded], len(loaded[0][1])), loaded[0][1]
-        return load(plan.location, bits=plan.bits, device=plan.device, revision=plan.revision or None, own_device=own_device)
+            models: list[Any] = []
+            tokenizer: Any = None
+            counting = False
+            for at in plan.members:
+                if is_ngrams(Path(at)):
+                    from factory.ngram_member import NgramMember
+                    from factory.ngram_model import load as load_ngrams
+
+                    # Language models come first (`teacher_ensemble.py`), so that there is a tokenizer.
+                    models.append(NgramMember(load_ngrams(Path(at)), tokenizer))
+                    counting = True
+                else:
+                    model, own = load(at, bits=plan.bits, device=plan.device, own_device=own_device, wide=wide)
+                    models.append(model)
+                    tokenizer = tokenizer or own
+            return Ensemble(models, len(tokenizer), geometric=counting), tokenizer
+        revision = plan.revision or None
+        return load(plan.location, bits=plan.bits, device=plan.device, revision=revision, own_device=own_device, wide=wide)
     except NotQuantizedError as error:
         raise TeacherError(f"teacher {plan.name!r}: {error}: {WAYS_ON}") from None
     except (OSError, ValueError, torch.cuda.OutOfMemoryError) as error:
@@ -79,8 +95,10 @@ def load_planned(plan: TeacherPlan, own_device: bool = False) -> tuple[Any, Any]
         raise TeacherError(f"teacher {plan.name!r} ({at}) cannot be loaded: {first}: {WAYS_ON}") from None
 
 
-def load(location: str, bits: int, device: str, revision: str | None = None, own_device: bool = False) -> tuple[Any, Any]:
-    """(model, tokenizer) of a hub id or directory, in evaluation mode, in bfloat16 or (`bits` 4) nf4.
+def load(
+    location: str, bits: int, device: str, revision: str | None = None, own_device: bool = False, wide: bool = False
+) -> tuple[Any, Any]:
+    """(model, tokenizer) of a hub id or directory, in evaluation mode, in bfloat16 (`wide`: float32) or (`bits` 4) nf4.
 
     `device` "cuda" spreads over all GPUs, or stays on this process's own. A checkpoint that comes quantized is loaded as it is.
     Raises NotQuantizedError, OSError (no such model) and ValueError (not loadable by this version of transformers).
@@ -94,7 +112,7 @@ def load(location: str, bits: int, device: str, revision: str | None = None, own
     config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     ready = getattr(config, "quantization_config", None) is not None
     place: Any = {"": "cpu"} if device != "cuda" else {"": torch.cuda.current_device()} if own_device else "auto"
-    options: dict[str, Any] = {"dtype": torch.bfloat16, "device_map": place}
+    options: dict[str, Any] = {"dtype": torch.float32 if wide else torch.bfloat16, "device_map": place}
     if bits == 4 and not ready:
         options["quantization_config"] = nf4_with_experts()
     with quiet():

@@ -86,10 +86,13 @@ def test_base_and_adapter_say_what_peft_says(bases, tmp_path, kind):
     model: Any = open_model(f"gguf:{tmp_path / 'base.gguf'}", threads=1)
     try:
         found = model.logits(ids, adapters=[(str(tmp_path / "adapter.gguf"), 1.0)])
+        write_adapter(source, tmp_path / "half.gguf", type_name="F16")
+        halved = model.logits(ids, adapters=[(str(tmp_path / "half.gguf"), 1.0)])
     finally:
         model.close()
     assert np.mean(divergence(wanted, plain)[0]) > 1e-2, "the adapter changes nothing, so this would prove nothing"
     assert np.mean(divergence(wanted, found)[0]) < 1e-5
+    assert np.mean(divergence(wanted, halved)[0]) < 1e-4
 
 
 def test_plain_tensors_are_bit_equal_to_llama_cpps_own_layout(bases, tmp_path):
@@ -108,6 +111,28 @@ def test_plain_tensors_are_bit_equal_to_llama_cpps_own_layout(bases, tmp_path):
     for name in ("blk.0.attn_q.weight", "blk.1.attn_k.weight", "blk.2.ffn_down.weight"):
         product = 2.0 * read[0][f"{name}.lora_b"] @ read[0][f"{name}.lora_a"]
         np.testing.assert_allclose(product, read[1][name] - read[2][name], atol=1e-5)
+
+
+def test_half_precision_halves_the_file_and_refuses_what_it_cannot_hold(bases, tmp_path):
+    from gguf import GGUFReader
+    from safetensors.torch import load_file, save_file
+
+    adapt(bases / "smollm2", tmp_path / "adapter")
+    source = Source.open(tmp_path / "adapter")
+    write_adapter(source, tmp_path / "whole.gguf")
+    made = write_adapter(source, tmp_path / "half.gguf", type_name="F16")
+    assert made.bits == 16.0 and made.bytes < 0.6 * (tmp_path / "whole.gguf").stat().st_size
+    whole, half = ({t.name: t.data for t in GGUFReader(tmp_path / f"{name}.gguf").tensors} for name in ("whole", "half"))
+    assert whole.keys() == half.keys()
+    for name, values in whole.items():
+        assert half[name].dtype == np.float16
+        np.testing.assert_array_equal(half[name], values.astype(np.float16))
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = 1e6
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(ExportError, match=r"F16 cannot hold .*; give --adapter-type F32"):
+        write_adapter(Source.open(tmp_path / "adapter"), tmp_path / "not.gguf", type_name="F16")
+    assert not (tmp_path / "not.gguf").exists()
 
 
 def test_the_file_names_its_base(bases, tmp_path):

@@ -72,7 +72,8 @@ def test_training_begins_with_what_peft_said(kind: str, student_dir: Path, tmp_p
     expected = adapt(student_dir, tmp_path / "adapter", **KINDS[kind])
     name_base(tmp_path / "adapter", str(student_dir))
     write_adapter(Source.open(tmp_path / "adapter"), tmp_path / "adapter.gguf")
-    for source in ("adapter", "adapter.gguf"):
+    write_adapter(Source.open(tmp_path / "adapter"), tmp_path / "half.gguf", type_name="F16")
+    for source in ("adapter", "adapter.gguf", "half.gguf"):
         one = found(tmp_path / source, student_dir)
         assert (one.kind, one.rank) == ("lora", 6 if kind == "ranks" else 4)
         taken = take_adapter(one, student_dir, tmp_path / "run" / "first-adapter")

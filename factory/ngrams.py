@@ -1,0 +1,169 @@
+"""A linear model over n-grams of a question: made in a minute, and right where small language models are wrong.
+
+Does: train one on the labelled questions of a task with a closed set of answers (route), score it, write it as a directory that
+`--teacher ensemble:DIR,NGRAMS` takes beside language models.
+Does not: count or fit (`ngram_model.py`), or teach alone: it has no tokenizer.
+
+Run: python -m factory.ngrams --task route --dataset clinc150+banking77 --out runs/ngrams
+
+Words, pairs of words and the characters inside them are what linear classifiers of intents are usually given (Larson et al. 2019;
+Casanueva et al. 2020). Such a model errs on other questions than a model of tokens does, so that the mean of both is right more
+often than the mean of two language models.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from agents.card import BaseEntry, Card, DataEntry, ScoreEntry, program
+from factory.confidence import wilson
+from factory.events import EventLog
+from factory.rows import HeldOut, select_rows, vary
+from factory.settings import DataSettings, SettingsError, parse
+from factory.tasks.task import DataSource, Example, OpensPrompts, Task, TaskError
+
+if TYPE_CHECKING:
+    from factory.ngram_model import NgramSet
+
+KIND = "penknife-ngrams"
+"""`model_type` in config.json."""
+Grams = Literal["words", "words+characters"]
+ASKED = 256
+"""Questions scored at once."""
+
+
+class NgramSettings(DataSettings):
+    """`python -m factory.ngrams`."""
+
+    grams: Grams = "words+characters"
+    """what is counted: words and pairs of words, or those and the characters inside words"""
+    copies: int = Field(1, ge=1, le=64)
+    """how often each question is taken; every copy after the first in another form, where the task has them"""
+    epochs: int = Field(12, ge=1)
+    """passes over the questions"""
+    out: Path = Path("runs/ngrams")
+    """directory to write; it must not be there yet"""
+
+
+def is_ngrams(directory: Path) -> bool:
+    """Whether a directory holds such a model."""
+    try:
+        said = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and said.get("model_type") == KIND
+
+
+def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, float]:
+    """Train, score and write; returns set -> share of the validation questions answered right (those the task counts).
+
+    Raises SettingsError, TaskError before anything costly.
+    """
+    from factory.ngram_model import fit, save
+    from factory.tasks import get_task
+
+    task = get_task(settings.task)
+    if not isinstance(task, OpensPrompts):
+        raise TaskError(
+            f"--task {settings.task}: its answers are no closed set; only route's questions can be learned by n-grams"
+        )
+    if settings.out.exists():
+        raise SettingsError(f"--out {settings.out}: is there already; give another directory, or remove it")
+    events = events or EventLog()
+    source = DataSource(dataset=settings.dataset, data_dir=settings.data_dir, questions=settings.questions,
+                        labels=settings.labels, seed=settings.seed)  # fmt: skip
+    train, data = task.load(source)
+    split = task.validation_split(source)
+    validation, held = task.load(source.model_copy(update={"split": split}))
+    validation = [example for example in validation if example.reference is not None]
+    others = [*validation, *task.others(source)]
+    kept = select_rows(task, train, None, others, "compact", events)
+    rows, lost = list(kept.rows), Counter[str]()
+    if settings.copies > 1:
+        more, lost = vary(task, train, rows, HeldOut(task, others), "compact", settings.copies, settings.seed)
+        rows += more
+    examples = {example.context_id: example for example in reversed(train)}
+    asked: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for row in rows:
+        opening = task.opening(examples[row["context_id"]]).content
+        asked[row["context_id"]].append((row["prompt"][-1]["content"].removeprefix(opening), row["completion"]))
+    started = time.monotonic()
+    sets: dict[str, NgramSet] = {}
+    with events.stage("ngrams", total=len(rows), unit="rows") as stage:
+        for reason, n in lost.items():
+            stage.drop(reason, n)
+        for name, pairs in asked.items():
+            every = dict.fromkeys((*_completions(task, examples[name]), *(said for _, said in pairs)))
+            opening = task.opening(examples[name]).content
+            sets[name] = fit(opening, pairs, list(every), "characters" in settings.grams, settings.epochs, settings.seed)
+            stage.advance(len(pairs))
+    right, scores = score(task, sets, validation), {}
+    for name, answers in right.items():
+        scores[f"{task.name}/{name}"] = _entry(answers, split, task.metric)
+        events.emit("metric", stage="ngrams", set=name, score=scores[f"{task.name}/{name}"].score, n=len(answers))
+    stated = sorted({data.license, held.license})
+    partial = settings.out.with_name(f".{settings.out.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    save(list(sets.values()), partial)
+    Card(
+        name=settings.out.name, task=task.name, task_version=task.version, dialect="compact", constraint="lark",
+        prompt_template=f"{task.name}/compact/{task.version}", parser=f"{task.name}/compact", base=BaseEntry(id="ngrams"),
+        license="; ".join(stated), scores=scores, created_by=program(),
+        data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in (data, held)),
+    ).save(partial)  # fmt: skip
+    partial.rename(settings.out)
+    events.emit("metric", stage="ngrams", seconds=round(time.monotonic() - started, 1))
+    return {name: sum(answers) / len(answers) for name, answers in right.items()}
+
+
+def _completions(task: Task, example: Example) -> tuple[str, ...]:
+    """Every answer that may be asked for, whether the rows have it or not."""
+    every = getattr(example.context, "completions", None)
+    return tuple(every("compact")) if every is not None else ()
+
+
+def score(task: Task, sets: Mapping[str, NgramSet], validation: Sequence[Example]) -> dict[str, list[bool]]:
+    """Set -> whether each validation question was answered right, of those that the task counts."""
+    counts = getattr(task, "counts", lambda example: True)
+    right: dict[str, list[bool]] = defaultdict(list)
+    for name, one in sets.items():
+        counted = [example for example in validation if example.context_id == name and counts(example)]
+        for start in range(0, len(counted), ASKED):
+            part = counted[start : start + ASKED]
+            texts = [task.messages(example, "compact")[-1].content.removeprefix(one.opening) for example in part]
+            for example, best in zip(part, one.log_probabilities(texts).argmax(-1).tolist()):
+                right[name].append(task.decode(example, one.completions[best], "compact") == example.reference)
+    return right
+
+
+def _entry(answers: Sequence[bool], split: str, metric: str) -> ScoreEntry:
+    low, high = wilson(sum(answers), len(answers))
+    return ScoreEntry(split=split, n=len(answers), score=sum(answers) / len(answers), low=low, high=high, metric=metric,
+                      decoding="the likeliest answer")  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from factory.progress import ProgressView
+
+    settings = parse(
+        NgramSettings, argv, "python -m factory.ngrams", "Train a linear model over n-grams, to teach beside others."
+    )
+    with ProgressView() as view:
+        scores = run(settings, EventLog(None, view))
+    said = ", ".join(f"{name} {share:.1%}" for name, share in scores.items())
+    sys.stdout.write(f"{settings.out}: {said or 'no validation questions'}\n")
+
+
+if __name__ == "__main__":
+    from factory.cli import run_cli
+
+    sys.exit(run_cli(main))

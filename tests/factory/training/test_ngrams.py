@@ -1,0 +1,235 @@
+"""Linear models over n-grams: their counts and their fit by other means, and what they say token by token beside a language
+model."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agents.models.decode import Batch, Row
+from factory import ngrams
+from factory.dataset import tokenize
+from factory.ensemble import Ensemble
+from factory.ngram_member import NgramMember
+from factory.ngram_model import NgramSet, fit, grams_of, load, vectors
+from factory.ngrams import NgramSettings, is_ngrams, run
+from factory.scratch import MARK
+from factory.settings import DistillSettings, SettingsError, build
+from factory.tasks import get_task
+from factory.tasks.task import DataSource, TaskError
+from factory.teacher import TeacherError, resolve_teacher
+from factory.teachers_local import load_planned
+from factory.topk import TopkStore, store_topk
+from tests.factory.tiny_models import make_model, make_tokenizer
+
+SAID = {
+    "billing": ("i was charged {} times", "invoice {} is wrong", "refund payment {}", "why is bill {} so high"),
+    "billing address": ("change where bill {} goes", "send invoice {} to my new flat"),
+    "support": ("the app crashed {} times", "error {} when saving", "i cannot open file {}", "screen {} stays black"),
+}
+OPENING = "<route> desk<q>"
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("desk") / "desk.jsonl"
+    rows = [{"question": text.format(i), "label": label} for i in range(24) for label, texts in SAID.items() for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(questions: Path) -> Path:
+    out = questions.parent / "ngrams"
+    scores = run(build(NgramSettings, {"task": "route", "questions": questions, "out": out}, "test"))
+    assert scores["desk"] > 0.95
+    return out
+
+
+@pytest.fixture(scope="module")
+def speaker(questions: Path) -> tuple[Any, Path]:
+    task: Any = get_task("route")
+    examples, _ = task.load(DataSource(questions=questions))
+    tokenizer = make_tokenizer(task.corpus(examples, "compact"))
+    place = make_model("llama", tokenizer, questions.parent / "speaker", 0)
+    (place / MARK).touch()  # asked in the compact dialect
+    return tokenizer, place
+
+
+def ids_of(tokenizer: Any, question: str) -> list[int]:
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": OPENING + question}], add_generation_prompt=True, tokenize=False
+    )
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def test_grams_are_words_pairs_and_the_characters_inside_words() -> None:
+    found = list(grams_of(" my card", True))
+    assert found[:3] == ["my", "card", "my card"]
+    assert Counter(found[3:]) == Counter(
+        "\t" + padded[i : i + n] for padded in (" my ", " card ") for n in (2, 3, 4, 5) for i in range(len(padded) - n + 1)
+    )
+    assert list(grams_of(" my card", False)) == ["my", "card", "my card"]
+
+
+def test_a_fit_is_that_of_plain_gradient_descent() -> None:
+    """The same TF-IDF by hand, the same loss by full-batch descent: Adam's answer must be close to as good, and agree."""
+    asked = [("a b", "x"), ("a c", "x"), ("b d", "y"), ("c d", "y"), ("a d d", "y"), ("a b c", "x")] * 3
+    model = fit(OPENING, asked, ["x", "y", "never"], False, 80, 0)
+    counts = Counter(gram for text, _ in asked for gram in set(grams_of(text, False)))
+    assert set(model.vocabulary) == {gram for gram, n in counts.items() if n >= 2}
+    rows = []
+    for text, _ in asked:
+        row = torch.zeros(len(model.vocabulary))
+        for gram, n in Counter(grams_of(text, False)).items():
+            row[model.vocabulary[gram]] = (1 + math.log(n)) * (math.log((1 + len(asked)) / (1 + counts[gram])) + 1)
+        rows.append(row / row.norm())
+    dense = torch.stack(rows)
+    ids, values, offsets = vectors([model.row(text) for text, _ in asked])
+    ours = torch.zeros_like(dense)
+    for n, start in enumerate(offsets.tolist()):
+        end = offsets.tolist()[n + 1] if n + 1 < len(offsets) else len(ids)
+        ours[n, ids[start:end]] = values[start:end]
+    torch.testing.assert_close(ours, dense)
+    torch.testing.assert_close(
+        model.log_probabilities([text for text, _ in asked]), (dense @ model.weight + model.bias).log_softmax(-1)
+    )
+    answers = torch.tensor(["xy".index(answer) for _, answer in asked])
+    weight = torch.zeros(len(model.vocabulary), 3, requires_grad=True)
+    for _ in range(300):
+        loss = torch.nn.functional.cross_entropy(dense @ weight, answers)
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            weight -= weight.grad
+            weight.grad = None
+    assert model.log_probabilities([text for text, _ in asked]).argmax(-1).tolist() == (dense @ weight).argmax(-1).tolist()
+    ours_loss = float(-model.log_probabilities([text for text, _ in asked])[range(len(asked)), answers].mean())
+    assert ours_loss < 0.3 and loss.item() < 0.3
+    assert model.log_probabilities(["a"])[0, 2] < math.log(0.2), "an answer that never was right is unlikely"
+
+
+def test_what_was_written_is_read_back_and_damage_is_told(made: Path, tmp_path: Path) -> None:
+    [one] = load(made)
+    assert is_ngrams(made) and not is_ngrams(tmp_path) and one.characters and one.opening == OPENING
+    assert set(one.completions) == {" billing", " billing address", " support"}
+    again = tmp_path / "again"
+    shutil.copytree(made, again)
+    (again / "grams.json").write_text("[[]]")
+    with pytest.raises(ValueError, match=r"do not fit its grams; make it again with python -m factory.ngrams"):
+        load(again)
+    (again / "grams.json").write_text("[]")
+    with pytest.raises(ValueError, match="not a whole n-gram model"):
+        load(again)
+
+
+def chain(member: NgramMember, tokenizer: Any, question: str, completion: str) -> float:
+    """Log-probability of a whole completion and its end, by the product over its tokens."""
+    prompt = ids_of(tokenizer, question)
+    said = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    logits = member(input_ids=torch.tensor([[*prompt, *said]])).logits[0].log_softmax(-1)
+    return float(sum(logits[len(prompt) - 1 + n, token] for n, token in enumerate(said)))
+
+
+def test_the_tokens_of_an_answer_multiply_to_its_probability(made: Path, speaker: tuple[Any, Path]) -> None:
+    """Also where one answer (billing) begins another (billing address)."""
+    tokenizer, _ = speaker
+    sets = load(made)
+    member = NgramMember(sets, tokenizer)
+    for question in (" invoice 3 is wrong", " the app crashed", " something else"):
+        whole = sets[0].log_probabilities([question])[0]
+        for completion, expected in zip(sets[0].completions, whole.tolist()):
+            assert chain(member, tokenizer, question, completion) == pytest.approx(expected, abs=1e-3)
+
+
+def test_it_says_nothing_about_prompts_and_of_others_prompts(made: Path, speaker: tuple[Any, Path]) -> None:
+    tokenizer, _ = speaker
+    member = NgramMember(load(made), tokenizer)
+    prompt = ids_of(tokenizer, " refund payment 1")
+    logits = member(input_ids=torch.tensor([prompt])).logits[0]
+    assert not logits[:-1].any() and logits[-1].any()
+    other = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, tokenize=False)
+    assert not member(input_ids=tokenizer(other, add_special_tokens=False, return_tensors="pt").input_ids).logits.any()
+    strange = [*prompt, prompt[0], prompt[1]]
+    assert not member(input_ids=torch.tensor([strange])).logits[0, -1].any(), "an answer that is none"
+
+
+def test_beside_a_language_model_it_decodes_and_grades_as_anew(made: Path, speaker: tuple[Any, Path], tmp_path: Path) -> None:
+    """Left-padded, cached, rows ending apart; and the stored probabilities are the normalized geometric mean."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer, place = speaker
+    language: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+    sets = load(made)
+    both = Ensemble([language, NgramMember(sets, tokenizer)], len(tokenizer), geometric=True)
+
+    def mean(ids: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            one = language(input_ids=torch.tensor([ids])).logits[0, :, : len(tokenizer)].log_softmax(-1)
+            other = NgramMember(sets, tokenizer)(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        return ((one + other) / 2).log_softmax(-1)
+
+    asked = (" refund payment 3", " the app crashed 7 times", " send invoice 2 to my new flat")
+    rows, wanted = [], []
+    for question, length in zip(asked, (2, 4, 3)):
+        prompt = ids_of(tokenizer, question)
+        ids = list(prompt)
+        for _ in range(length):
+            ids.append(int(mean(ids)[-1].argmax()))
+        wanted.append(ids[len(prompt) :])
+        rows.append(Row(prompt, length))
+    batch = Batch(both, rows, pad_id=0)
+    for _ in range(4):
+        batch.forward()
+        batch.choose(None)
+        batch.drop({i for i, row in enumerate(batch.rows) if len(row.tokens) >= row.max_tokens})
+    assert [row.tokens for row in rows] == wanted
+
+    given = [{"id": q, "prompt": [{"role": "user", "content": OPENING + q}], "completion": " billing address"} for q in asked]
+    tokens = tokenize(given, tokenizer, 64)
+    store_topk(tokens, both, tmp_path, 6, len(tokenizer), "both", batch=2)
+    store = TopkStore.open(tmp_path)
+    for i in range(3):
+        ids_, logprobs = store.row(tokens.key(i))
+        best = mean(tokens.row(i).tolist())[int(tokens.prompt_lengths[i]) - 1 : -1].topk(6, -1)
+        torch.testing.assert_close(torch.from_numpy(logprobs.copy()).float(), best.values, rtol=2e-3, atol=2e-2)
+        assert ids_[:, 0].tolist() == best.indices[:, 0].tolist()
+
+
+def test_a_spec_takes_it_beside_language_models_only(made: Path, speaker: tuple[Any, Path], tmp_path: Path) -> None:
+    _, place = speaker
+    settings = DistillSettings(task="route", teacher="x", method="logits")
+    plan = resolve_teacher(f"ensemble:{made},{place}", settings)
+    assert plan.members == (str(place), str(made)) and plan.location == str(place), "the language model comes first"
+    model, tokenizer = load_planned(plan)
+    assert isinstance(model, Ensemble) and model.geometric and isinstance(model.members[1], NgramMember)
+    assert len(tokenizer) == model.vocab
+    with pytest.raises(TeacherError, match="n-grams teach beside a language model only; give ensemble:embedded-base,"):
+        resolve_teacher(str(made), settings)
+    shutil.copytree(made, tmp_path / "other")
+    with pytest.raises(TeacherError, match="n-gram models have no tokenizer; give a language model beside them"):
+        resolve_teacher(f"ensemble:{made},{tmp_path / 'other'}", settings)
+    with pytest.raises(TeacherError, match=r"learned the task 'route', not 'sql'; make others with python -m factory.ngrams"):
+        resolve_teacher(f"ensemble:{place},{made}", DistillSettings(teacher="x", method="logits"))
+
+
+def test_what_cannot_be_learned_or_written_is_refused(questions: Path, made: Path, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="its answers are no closed set"):
+        run(build(NgramSettings, {"task": "sql", "out": tmp_path / "a"}, "test"))
+    with pytest.raises(SettingsError, match="is there already; give another directory, or remove it"):
+        run(build(NgramSettings, {"task": "route", "questions": questions, "out": made}, "test"))
+    with pytest.raises(SettingsError, match="letters"):
+        ngrams.main(["--task", "route", "--grams", "letters"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_without_a_question_has_every_answer(tmp_path: Path) -> None:
+    model: NgramSet = fit(OPENING, [("a b", "x"), ("a b", "x")], ["x", "y"], True, 1, 0)
+    assert model.log_probabilities(["", "unknown words"]).exp().sum(-1).tolist() == pytest.approx([1.0, 1.0])
