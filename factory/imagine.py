@@ -118,7 +118,8 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
         if len(rows) < each * len(contexts):
             stage.warn(f"there are {len(rows):,} different questions to write, not {each * len(contexts):,}")
     if not rows and card is None:
-        raise SettingsError("no two questions of the data can be spliced: there are too few; give more --questions, or a model")
+        raise SettingsError(f"no two questions of the data make another of at most {settings.longest} words; give more "
+                            "--questions, or --longest")  # fmt: skip
     if not rows:
         raise SettingsError(f"{settings.model} wrote no question that ended within {settings.longest} tokens; train it with "
                             "--prompt-loss 1, or give --longest")  # fmt: skip

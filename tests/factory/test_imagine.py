@@ -63,6 +63,31 @@ def test_it_writes_new_questions_that_can_be_learned_from(
     assert imagined(writer, questions, tmp_path / "c.jsonl", n=30, seed=1) != rows
 
 
+def test_splices_join_a_beginning_and_an_end_of_questions(questions: Path, tmp_path: Path) -> None:
+    task: Any = get_task("route")
+    examples, _ = task.load(DataSource(questions=questions))
+    made = [imagined(Path("splices"), questions, tmp_path / f"{name}.jsonl", n=200, seed=seed)
+            for name, seed in (("a", 0), ("b", 0), ("c", 1))]  # fmt: skip
+    assert made[0] == made[1] != made[2]
+    asked = [example.question for example in examples]
+    labels = {example.question: example.reference for example in examples}
+    alike = 0
+    for row in made[0]:
+        words = row["question"].split()
+        cuts = [(a, b) for n in range(1, len(words)) for a in asked if a.split()[:n] == words[:n]
+                for b in asked if b.split()[-(len(words) - n) :] == words[n:]]  # fmt: skip
+        assert cuts and row["question"] not in asked and row["set"] == "desk"
+        alike += any(labels[a] == labels[b] for a, b in cuts)
+    assert 0.5 < alike / 200 < 0.95
+    found, _ = task.unlabelled(tmp_path / "a.jsonl", examples)
+    assert len(found) == len({task.messages(example, "compact")[0].content for example in found}) == 200
+    with pytest.raises(SettingsError, match=r"--temperature 0\.5: splices have none"):
+        imagined(Path("splices"), questions, tmp_path / "d.jsonl", temperature=0.5)
+    with pytest.raises(SettingsError, match="no two questions of the data make another of at most 2 words"):
+        (tmp_path / "two.jsonl").write_text("".join(f'{{"question": "{x} b c d e f g h i", "label": "{x}"}}\n' for x in "ab"))
+        imagined(Path("splices"), tmp_path / "two.jsonl", tmp_path / "d.jsonl", longest=2)
+
+
 def test_what_cannot_write_is_refused(writer: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"'nothing' is no model directory; give one that factory.finetune --prompt-loss 1"):
         main(["nothing", "--task", "route"])

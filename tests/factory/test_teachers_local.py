@@ -106,9 +106,12 @@ def test_it_computes_what_its_rounded_weights_compute(saved: tuple[str, Path, An
     with torch.no_grad():
         quantized, expected = model(ids).logits.float(), rounded(tiny(kind))(ids).logits.float()
         original = wide(ids).logits.float()
-    cosine = torch.nn.functional.cosine_similarity
-    assert cosine(quantized.flatten(), expected.flatten(), 0) > 0.999
-    assert 0.9 < cosine(quantized.flatten(), original.flatten(), 0) < 0.9999
+    # At most tokens: where two experts are near a tie, how a processor rounds bfloat16 decides.
+    to_expected, to_original = (
+        torch.nn.functional.cosine_similarity(quantized, other, dim=-1).median() for other in (expected, original)
+    )
+    assert to_expected > 0.9995
+    assert 0.9 < to_original < 0.9995
 
 
 def test_the_library_s_own_4_bit_path_leaves_experts_wide_and_is_refused(saved: tuple[str, Path, Any]) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import torch
 
 from agents.models.decode import Batch, Row
 from factory import ngrams
+from factory.cli import run_cli
 from factory.dataset import tokenize
 from factory.ensemble import Ensemble
+from factory.evaluate import main as evaluate_main
+from factory.machine import Machine
 from factory.ngram_member import NgramMember
 from factory.ngram_model import NgramSet, fit, grams_of, load, vectors
 from factory.ngrams import NgramSettings, is_ngrams, run
@@ -218,6 +222,30 @@ def test_a_spec_takes_it_beside_language_models_only(made: Path, speaker: tuple[
         resolve_teacher(f"ensemble:{made},{tmp_path / 'other'}", settings)
     with pytest.raises(TeacherError, match=r"learned the task 'route', not 'sql'; make others with python -m factory.ngrams"):
         resolve_teacher(f"ensemble:{place},{made}", DistillSettings(teacher="x", method="logits"))
+
+
+def test_an_ensemble_is_scored_by_its_spec(
+    made: Path, speaker: tuple[Any, Path], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A random language model beside the n-grams: their score is near that of the n-grams, not near chance."""
+    _, place = speaker
+    document = tmp_path / "scores.json"
+    spec = f"ensemble:{place},{made}"
+    assert run_cli(evaluate_main, [spec, "--task", "route", "--questions", str(questions), "--json", str(document)]) == 0
+    said = json.loads(document.read_text())
+    assert said["n"] == 240 and said["score"] > 0.8 and said["model"] == spec and said["model_bytes"] is None
+    assert run_cli(evaluate_main, [f"ensemble:{place},nothing", "--task", "route", "--questions", str(questions)]) == 2
+    assert "there is no directory nothing" in capsys.readouterr().err
+
+
+def test_a_teacher_is_as_wide_as_the_processor_wants(speaker: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without bfloat16 in hardware in float32, where that fits twice as much memory."""
+    _, place = speaker
+    plan = resolve_teacher(str(place), DistillSettings(task="route", teacher="x"), Machine(0.0, 16.0, 100.0, place))
+    for bf16, have, expected in ((True, 16.0, torch.bfloat16), (False, 16.0, torch.float32), (False, 1.0, torch.bfloat16)):
+        monkeypatch.setattr("factory.train.has_bf16", lambda bf16=bf16: bf16)
+        model, _ = load_planned(replace(plan, have_gb=have))
+        assert model.dtype == expected
 
 
 def test_what_cannot_be_learned_or_written_is_refused(questions: Path, made: Path, tmp_path: Path) -> None:
