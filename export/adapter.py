@@ -59,7 +59,8 @@ def export_adapter(source: Source, settings: GgufSettings, out: Path, quant: str
     document = {
         "version": program(), "file": path.name, "source": str(source.path), "source_sha256": source.sha256,
         "base_sha256": source.base_sha256, "verdict": report.verdict if report is not None else "unchecked",
-        "sentence": _sentence(report), "bytes": path.stat().st_size, "ranks": list(made.ranks), "alpha": made.alpha,
+        "sentence": _sentence(report), "bytes": path.stat().st_size, "type": settings.adapter_type,
+        "ranks": list(made.ranks), "alpha": made.alpha,
         "matrices": made.matrices, "folded": made.folded, "checked_on": on_what if report is not None else None, "notes": notes,
         "seconds": round(time.monotonic() - started, 3),
     }  # fmt: skip

@@ -88,6 +88,10 @@ def run(settings: GgufSettings, listener: Listener | None = None) -> ExportResul
     head = check_tensor_type(settings.head) if settings.head is not None else None
     target = parse_target(settings.target) if settings.target is not None else None
     with events.stage("plan") as plan:
+        if settings.lora != "adapter" and settings.adapter_type != "F32":
+            raise ExportError(
+                f"--adapter-type {settings.adapter_type} is for --lora adapter; give that, or --quant for a whole model"
+            )
         source = Source.open(directory_of(settings.ckpt, settings.lora))
         calibration = _calibration(settings, source)
         out = settings.out if settings.out is not None else _default_out(settings, source, quant)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from agents.chat import ModelError
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
+from factory.ngrams import check_learned, is_ngrams
 from factory.outcome import print_outcome
 from factory.processes import Order, Team, team
 from factory.questions import keep_proven, make_questions
@@ -73,6 +74,9 @@ def _lead(settings: DistillSettings, listener: Listener | None, processes: Team)
             with closing(open_teacher(plan)) as teacher:
                 make_questions(stages, settings, teacher, plan, ledger)
         data = stages.load_data()
+        for member in map(Path, plan.members if plan is not None else ()):
+            if is_ngrams(member):
+                check_learned(member, stages.task, [*data.train, *data.validation])
         base = stages.prepare_student(data)
         if plan is not None and not run_dir.rows.exists():
             with closing(open_teacher(plan, [*data.train, *data.validation])) as teacher:
@@ -175,6 +179,9 @@ def store_probabilities(
         report = store_topk(
             tokens, teacher, stages.run.topk, settings.top_k, len(tokenizer), f"{plan.name}@{plan.revision}", stage
         )
+        for member in getattr(teacher, "members", ()):
+            if getattr(member, "silent", 0):
+                stage.warn(f"n-grams had nothing to say of {member.silent:,} tokens and took no part there")
         stage.metric(rows=report.rows, tokens=report.tokens, size_bytes=report.size_bytes, bytes_per_token=report.bytes_per_token)
     stages.run.remember(topk={"bytes_per_token": report.bytes_per_token, "size_bytes": report.size_bytes})
     return more

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ class Ensemble(nn.Module):
 
     `members`: models with the same token ids; `vocab`: how many there are (default: entries of the smallest head). What a padded
     head says beyond them is left out before the mean. `geometric`: the mean of logarithms, normalized, where members are sure to
-    different degrees (n-grams beside language models): it asks that all find an answer likely, not that one be sure of it.
+    different degrees (n-grams beside language models): it asks that all find an answer likely, not that one be sure of it. There
+    a member with `may_be_silent`, which has NaN where it says nothing, has no part in the mean at such tokens.
     Raises ValueError for fewer than two, or a head with fewer entries.
     """
 
@@ -34,7 +35,8 @@ class Ensemble(nn.Module):
             raise ValueError(f"an ensemble needs two models or more, not {len(members)}")
         super().__init__()
         self.geometric = geometric
-        heads = [member.get_output_embeddings() for member in members]
+        speaking = [member for member in members if not getattr(member, "may_be_silent", False)]
+        heads = [member.get_output_embeddings() for member in speaking]
         self._head = min(heads, key=lambda head: int(head.weight.shape[0]))
         least = int(self._head.weight.shape[0])
         self.vocab = least if vocab is None else vocab
@@ -91,6 +93,16 @@ class Ensemble(nn.Module):
                 use_cache=use_cache, logits_to_keep=logits_to_keep,
             ).logits  # fmt: skip
             said.append(logits[..., : self.vocab].float().log_softmax(-1))
-        every = torch.stack(said)
-        mean: Any = every.mean(0).log_softmax(-1) if self.geometric else every.logsumexp(0) - math.log(len(said))
+        mean = _geometric(self.members, said) if self.geometric else torch.stack(said).logsumexp(0) - math.log(len(said))
         return CausalLMOutputWithPast(logits=mean, past_key_values=past_key_values if use_cache else None)
+
+
+def _geometric(members: Iterable[Any], said: Sequence[Tensor]) -> Tensor:
+    """`said`, of each member (…, V) log-probabilities -> (…, V): their mean over those that say something, normalized."""
+    total, count = torch.zeros_like(said[0]), torch.zeros_like(said[0][..., :1])
+    for member, part in zip(members, said, strict=True):
+        silent = part[..., :1].isnan() if getattr(member, "may_be_silent", False) else torch.zeros_like(count, dtype=torch.bool)
+        total = total + part.masked_fill(silent, 0.0)
+        count = count + ~silent
+    mean: Tensor = (total / count).log_softmax(-1)
+    return mean

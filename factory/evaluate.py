@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from agents.card import ANY_TASK, CardError, program
+from agents.card import program
 from agents.chat import ChatModel, ModelError, Reply, Request, Sampling
 from agents.choose import tokens_of
 from agents.confidence import mean_probability
 from factory.events import EventLog
 from factory.predictions import Evaluation, Prediction, keep_predictions, summarize, write_predictions
 from factory.predictions import calibration as calibration
-from factory.scored_model import card_beside, model_path, open_scored, planned_ensemble, stamp
+from factory.scored_model import look_up
 from factory.scored_model import model_bytes as model_bytes
 from factory.settings import EvaluateSettings, SettingsError, parse
 from factory.tasks.task import (
@@ -270,16 +270,8 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
     from factory.tasks import get_task
 
     task = get_task(settings.task)
-    path = model_path(settings.model)
-    several = planned_ensemble(settings)
-    card = card_beside(path)
-    if card is not None and card.task not in (task.name, ANY_TASK):
-        raise SettingsError(f"{settings.model}: made for the task {card.task!r}, not {task.name!r}; give --task {card.task}")
-    if card is not None and card.task == task.name and card.task_version > task.version:
-        raise CardError(
-            f"{settings.model}: made for version {card.task_version} of the task {task.name!r}, newer than the {task.version} "
-            "of this program; update penknife"
-        )
+    scored = look_up(settings.model, task)
+    card = scored.card
     source = DataSource(
         dataset=settings.dataset,
         data_dir=settings.data_dir,
@@ -297,27 +289,28 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
     if split is None:
         split = "all" if settings.own is not None or settings.questions is not None else task.validation_split(source)
     examples, data = task.load(source.model_copy(update={"split": split}))
+    scored.check_examples(task, examples)
     same = settings.model_dump(mode="json", exclude={"json_file", "batch"})
     identity = {
         "settings": same,
         "data": data.sha256,
-        "weights": several.revision if several else stamp(path),
+        "weights": scored.weights,
         "version": program(),
     }
     with _kept(settings.json_file, identity) as (known, keep):
-        model = open_scored(settings, several)
+        model = scored.open(settings.batch)
         try:
             result = evaluate(
                 task,
                 model,
                 examples,
-                card.dialect if card is not None else several.dialect if several is not None else "plain",
+                scored.dialect,
                 constrained=settings.constrained,
                 execution_guided=settings.execution_guided,
                 batch=settings.batch,
                 max_tokens=card.max_tokens if card is not None else MAX_TOKENS,
                 seed=settings.seed,
-                reliability=card.reliability if card is not None else (),
+                reliability=scored.reliability,
                 events=events,
                 on_prediction=keep,
                 known=known,
@@ -337,7 +330,7 @@ def evaluate_model(settings: EvaluateSettings, events: EventLog | None = None) -
             **({"apart": result.apart} if result.apart else {}),
             **({"figures": {name: figure.model_dump() for name, figure in result.figures.items()}} if result.figures else {}),
             **({"confusions": [c.model_dump() for c in result.confusions]} if result.confusions else {}),
-            "model_bytes": model_bytes(path),
+            "model_bytes": scored.size_bytes,
             "model": settings.model,
             "constrained": result.constrained,
             "decoding": result.decoding,

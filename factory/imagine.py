@@ -55,8 +55,8 @@ class ImagineSettings(DataSettings):
 
 
 def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[str]:
-    """Write the questions; returns what became of all that were sampled: "written", "twice", "known" (from the data), "unended",
-    "surplus". A run that is stopped writes nothing.
+    """Write the questions; returns what became of all that were sampled: "written", "twice", "known" (from the data), "unended"
+    (splices: "no-splice", one too long or of one question alone), "surplus". A run that is stopped writes nothing.
 
     Raises SettingsError, TaskError.
     """
@@ -81,6 +81,7 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
     rows: list[dict[str, Any]] = []
     each = -(-settings.n // len(contexts))
     model, tokenizer = _open(settings) if card is not None else (None, None)
+    unended = "unended" if card is not None else "no-splice"
     with events.stage("imagine", total=each * len(contexts), unit="questions") as stage:
         for name, example in contexts.items():
             opening = task.opening(example).content
@@ -98,7 +99,7 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
                 for text in batch:
                     spelt = said(replace(example, question=text)) if text is not None else ""
                     if text is None:
-                        counts["unended"] += 1
+                        counts[unended] += 1
                     elif spelt in known:
                         counts["known"] += 1
                     elif spelt in found:
@@ -113,7 +114,7 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
                 fruitless = fruitless + 1 if len(found) == before else 0
                 if len(found) >= each or fruitless >= FRUITLESS:
                     break
-        for reason in ("unended", "known", "twice"):
+        for reason in (unended, "known", "twice"):
             stage.drop(reason, counts[reason])
         if len(rows) < each * len(contexts):
             stage.warn(f"there are {len(rows):,} different questions to write, not {each * len(contexts):,}")
@@ -145,7 +146,7 @@ def _check(settings: ImagineSettings) -> Card | None:
 
 
 def _spliced(examples: Sequence[Example], settings: ImagineSettings) -> Iterator[list[str | None]]:
-    """Batches without end of the beginning of one question and the end of another, each of a third to two thirds of its words."""
+    """Batches without end of the beginning of one question and the end of another, some third to two thirds of each."""
     dice = Random(f"{settings.seed} {SPLICES}")
     words = [example.question.split() for example in examples]
     alike: defaultdict[str | None, list[int]] = defaultdict(list)

@@ -7,6 +7,7 @@ Does not: train, or say anything about tokens of a prompt. Module of torch code;
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,19 +21,23 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from factory.dataset import prompt_text
 from factory.ngram_model import NgramSet
 
-IMPOSSIBLE = -20.0
-"""Natural logarithm of the share of a token that begins no answer; finite, so that a mean of logarithms stays one."""
+LEAST = -20.0
+"""Natural logarithm of the least share of a token, of those that go on to no answer too; finite for the mean of logarithms."""
 REMEMBERED = 4096
 """Questions whose probabilities are kept: a row of a batch asks at every token."""
 _MARK = "\x00"
+_PROBE = " what ' s this ?"
 
 
 class NgramMember(nn.Module):
     """Looks like a transformers causal LM to `Ensemble`, for prompts that `tokenizer`'s chat template makes of the task's compact
     messages. Its cache layer holds the token ids that were read, (B, 1, T, 1), for it has no keys and values.
 
-    What it says at prompt tokens, of prompts that it does not know, and after an answer that is none, is the same of every token.
+    At prompt tokens, of prompts that it does not know, and after an answer that is none it says nothing: NaN for every token, and
+    `silent` counts the tokens it was asked there. Raises ValueError where the tokenizer hides what was asked.
     """
+
+    may_be_silent = True
 
     def __init__(self, sets: Sequence[NgramSet], tokenizer: Any) -> None:
         super().__init__()
@@ -44,6 +49,7 @@ class NgramMember(nn.Module):
         self.head = _Head(self)
         self._decode = tokenizer.decode
         self._asked: OrderedDict[tuple[int, tuple[int, ...]], Tensor] = OrderedDict()
+        self.silent = 0
         self._ids: list[list[int]] = []
         self._length = 0
         self.train(False)
@@ -63,7 +69,7 @@ class NgramMember(nn.Module):
         use_cache: bool = False,
         logits_to_keep: int = 0,
     ) -> CausalLMOutputWithPast:
-        """`input_ids` (B, T) -> logits (B, T or `logits_to_keep`, V) float32, log-probabilities but for a constant."""
+        """`input_ids` (B, T) -> logits (B, T or `logits_to_keep`, V) float32: log-probabilities but for a constant, or NaN."""
         every = input_ids
         if past_key_values is not None:
             kept = input_ids[:, None, :, None].float()  # exact below 2^24
@@ -112,11 +118,13 @@ class _Head(nn.Module):
     def forward(self, places: Tensor) -> Tensor:
         """`places` (…, 1) -> (…, V) float32."""
         flat: list[int] = places.flatten().tolist()
-        logits = torch.zeros(len(flat), self.weight.shape[0])
+        logits = torch.full((len(flat), self.weight.shape[0]), LEAST)
         for n, place in enumerate(flat):
             said = self._member[0].at(place)
-            if said is not None:
-                logits[n] = IMPOSSIBLE
+            if said is None:
+                logits[n] = math.nan
+                self._member[0].silent += 1
+            else:
                 logits[n, said[0]] = said[1]
         return logits.view(*places.shape[:-1], -1).to(places.device)
 
@@ -133,7 +141,7 @@ class _Node:
     def share(self, answers: Tensor) -> tuple[Tensor, Tensor]:
         known = answers[self.answers].log_softmax(-1).exp()
         shares = torch.zeros(len(self.tokens)).index_add_(0, self.owners, known)
-        return self.tokens, shares.log().clamp(min=IMPOSSIBLE)
+        return self.tokens, shares.log().clamp(min=LEAST)
 
 
 class _Spoken:
@@ -142,11 +150,17 @@ class _Spoken:
     def __init__(self, model: NgramSet, tokenizer: Any) -> None:
         self.model = model
         whole = prompt_text(tokenizer, [{"role": "user", "content": model.opening + _MARK}])
+        if whole.count(_MARK) != 1:
+            raise ValueError("the chat template does not write a question once, so that n-grams cannot find it")
         before, after = whole.split(_MARK)
         self.before = tuple(tokenizer(before, add_special_tokens=False)["input_ids"])
         self.after = tuple(tokenizer(after, add_special_tokens=False)["input_ids"])
         if not self.after:
             raise ValueError("the chat template has no mark between question and answer, so that n-grams cannot tell them apart")
+        probe = tokenizer(whole.replace(_MARK, _PROBE), add_special_tokens=False)["input_ids"]
+        found = self.split(probe)
+        if found is None or tokenizer.decode(list(found[0]), clean_up_tokenization_spaces=False) != _PROBE or found[1]:
+            raise ValueError(f"the tokenizer joins {model.opening!r} with the question, so that n-grams cannot tell them apart")
         said = tokenizer(list(model.completions), add_special_tokens=False)["input_ids"]
         follow: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for answer, ids in enumerate(said):

@@ -7,6 +7,7 @@ Does not: read a task's data (`ngrams.py`) or speak token by token (`ngram_membe
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import math
@@ -128,8 +129,11 @@ def save(sets: Sequence[NgramSet], directory: Path) -> None:
     }
     save_file(tensors, directory / "model.safetensors")
     _write(directory / "grams.json", [list(one.vocabulary) for one in sets])
+    hash = hashlib.sha256((directory / "grams.json").read_bytes()).hexdigest()
     described = [{"opening": one.opening, "completions": one.completions} for one in sets]
-    _write(directory / "config.json", {"model_type": KIND, "characters": sets[0].characters, "sets": described})
+    _write(
+        directory / "config.json", {"model_type": KIND, "characters": sets[0].characters, "grams_sha256": hash, "sets": described}
+    )
 
 
 def _write(path: Path, data: Any) -> None:
@@ -140,7 +144,10 @@ def load(directory: Path) -> list[NgramSet]:
     """The models of a directory; raises ValueError for one that is damaged, OSError for one that cannot be read."""
     try:
         said = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        grams = json.loads((directory / "grams.json").read_text(encoding="utf-8"))
+        listed = (directory / "grams.json").read_bytes()
+        if hashlib.sha256(listed).hexdigest() != said["grams_sha256"]:
+            raise ValueError("its grams.json is not the one it was made with; make it again with python -m factory.ngrams")
+        grams = json.loads(listed)
         tensors = load_file(directory / "model.safetensors")
         out = [
             NgramSet(one["opening"], tuple(one["completions"]), {gram: n for n, gram in enumerate(grams[i])}, tensors[f"{i}.idf"],

@@ -14,8 +14,8 @@ often than the mean of two language models.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from agents.card import BaseEntry, Card, DataEntry, ScoreEntry, program
+from agents.card import BaseEntry, Card, DataEntry, ScoreEntry, program, sha256_of_weights
 from factory.confidence import wilson
 from factory.events import EventLog
 from factory.rows import HeldOut, select_rows, vary
@@ -63,6 +63,22 @@ def is_ngrams(directory: Path) -> bool:
     return isinstance(said, dict) and said.get("model_type") == KIND
 
 
+def check_learned(directory: Path, task: Task, examples: Sequence[Example]) -> None:
+    """That the n-grams of a directory know every prompt and every answer of these examples. Raises TeacherError."""
+    from factory.teacher import TeacherError
+
+    said = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    known = {one["opening"]: set(one["completions"]) for one in said["sets"]}
+    for name, example in {example.context_id: example for example in reversed(examples)}.items():
+        opening = task.opening(example).content if isinstance(task, OpensPrompts) else ""
+        wanted = set(_completions(task, example))
+        if opening not in known or not wanted <= known[opening]:
+            strange = sorted(wanted - known.get(opening, set()))[:1]
+            what = f"the answer {strange[0].strip()!r} of {name!r}" if opening in known and strange else f"the set {name!r}"
+            raise TeacherError(f"the n-grams of {directory} never learned {what}; make them from the same data: "
+                               f"python -m factory.ngrams --task {task.name}")  # fmt: skip
+
+
 def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, float]:
     """Train, score and write; returns set -> share of the validation questions answered right (those the task counts).
 
@@ -84,8 +100,9 @@ def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, fl
     train, data = task.load(source)
     split = task.validation_split(source)
     validation, held = task.load(source.model_copy(update={"split": split}))
-    validation = [example for example in validation if example.reference is not None]
     others = [*validation, *task.others(source)]
+    unlabelled = sum(example.reference is None for example in validation)
+    validation = [example for example in validation if example.reference is not None]
     kept = select_rows(task, train, None, others, "compact", events)
     rows, lost = list(kept.rows), Counter[str]()
     if settings.copies > 1:
@@ -99,8 +116,10 @@ def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, fl
     started = time.monotonic()
     sets: dict[str, NgramSet] = {}
     with events.stage("ngrams", total=len(rows), unit="rows") as stage:
-        for reason, n in lost.items():
+        for reason, n in (*lost.items(), *((("no-reference", unlabelled),) if unlabelled else ())):
             stage.drop(reason, n)
+        for name in examples.keys() - asked.keys():
+            stage.warn(f"the set {name} has no rows to learn from, and no model")
         for name, pairs in asked.items():
             every = dict.fromkeys((*_completions(task, examples[name]), *(said for _, said in pairs)))
             opening = task.opening(examples[name]).content
@@ -111,16 +130,21 @@ def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, fl
         scores[f"{task.name}/{name}"] = _entry(answers, split, task.metric)
         events.emit("metric", stage="ngrams", set=name, score=scores[f"{task.name}/{name}"].score, n=len(answers))
     stated = sorted({data.license, held.license})
-    partial = settings.out.with_name(f".{settings.out.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{settings.out.name}.", suffix=".tmp", dir=settings.out.parent))
+    partial = place / settings.out.name
     save(list(sets.values()), partial)
     Card(
         name=settings.out.name, task=task.name, task_version=task.version, dialect="compact", constraint="lark",
         prompt_template=f"{task.name}/compact/{task.version}", parser=f"{task.name}/compact", base=BaseEntry(id="ngrams"),
         license="; ".join(stated), scores=scores, created_by=program(),
         data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in (data, held)),
+        weights_sha256=sha256_of_weights(partial),
     ).save(partial)  # fmt: skip
+    if settings.out.exists():
+        raise SettingsError(f"--out {settings.out}: somebody else wrote it meanwhile; this model is in {partial}")
     partial.rename(settings.out)
+    place.rmdir()
     events.emit("metric", stage="ngrams", seconds=round(time.monotonic() - started, 1))
     return {name: sum(answers) / len(answers) for name, answers in right.items()}
 

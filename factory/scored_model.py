@@ -6,14 +6,16 @@ Does: find them from what somebody typed, and open it. Does not: ask it (`evalua
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.card import ADAPTER_FILE, FILE_NAME, Card, weight_files
+from agents.card import ADAPTER_FILE, ANY_TASK, FILE_NAME, Card, CardError, weight_files
 
 if TYPE_CHECKING:
     from agents.chat import ChatModel
-    from factory.settings import EvaluateSettings
+    from factory.tasks.task import Dialect, Example, Reliability, Task
     from factory.teacher import TeacherPlan
 
 
@@ -62,23 +64,87 @@ def stamp(path: Path | None) -> list[Any]:
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
-def planned_ensemble(settings: EvaluateSettings) -> TeacherPlan | None:
-    """`ensemble:DIR,DIR`, checked as a teacher is; None for any other model. Raises TeacherError."""
-    if not settings.model.startswith("ensemble:"):
-        return None
+@dataclass(frozen=True)
+class Scored:
+    """What there is to know of a model before it is opened."""
+
+    spec: str
+    path: Path | None
+    card: Card | None
+    """of an ensemble: of its first member that learned the task, else of the first that has one"""
+    several: TeacherPlan | None
+    """an ensemble, checked as a teacher is"""
+
+    @property
+    def dialect(self) -> Dialect:
+        if self.several is not None:
+            return self.several.dialect
+        return self.card.dialect if self.card is not None else "plain"
+
+    @property
+    def reliability(self) -> Reliability:
+        """The card's own; of an ensemble none was measured."""
+        return self.card.reliability if self.card is not None and self.several is None else ()
+
+    @property
+    def weights(self) -> object:
+        """What tells them from others."""
+        return self.several.revision if self.several is not None else stamp(self.path)
+
+    @property
+    def size_bytes(self) -> int | None:
+        if self.several is not None:
+            return sum(model_bytes(Path(member)) or 0 for member in self.several.members)
+        return model_bytes(self.path)
+
+    def check_examples(self, task: Task, examples: Sequence[Example]) -> None:
+        """That an ensemble's n-grams know these examples' prompts and answers. Raises TeacherError."""
+        from factory.ngrams import check_learned, is_ngrams
+
+        for member in map(Path, self.several.members if self.several is not None else ()):
+            if is_ngrams(member):
+                check_learned(member, task, examples)
+
+    def open(self, batch: int) -> ChatModel:
+        """The model, ready to be asked. Raises ModelError, TeacherError."""
+        from agents.models import open_model
+        from factory.teacher import open_teacher
+
+        if self.several is not None:
+            whole: Any = open_teacher(self.several)
+            whole.batch = batch
+            opened: ChatModel = whole
+        else:
+            at_once = "in_flight" if self.spec.startswith(("http://", "https://")) else "batch"
+            opened = open_model(self.spec, **{at_once: batch})
+        return opened
+
+
+def look_up(spec: str, task: Task) -> Scored:
+    """What a spec names, a model of `open_model`'s or `ensemble:DIR,DIR`. Raises SettingsError, CardError, TeacherError."""
+    if not spec.startswith("ensemble:"):
+        path = model_path(spec)
+        card = card_beside(path)
+        _check_task(spec, card, task)
+        return Scored(spec, path, card, None)
     from factory.settings import DistillSettings
     from factory.teacher import resolve_teacher
 
-    return resolve_teacher(settings.model, DistillSettings(task=settings.task, teacher=settings.model))
+    several = resolve_teacher(spec, DistillSettings(task=task.name, teacher=spec))
+    cards = []
+    for member in several.members:
+        card = card_beside(Path(member))
+        _check_task(member, card, task)
+        cards += [card] if card is not None else []
+    own = next((card for card in cards if card.task == task.name and card.task_data), cards[0] if cards else None)
+    return Scored(spec, None, own, several)
 
 
-def open_scored(settings: EvaluateSettings, several: TeacherPlan | None) -> ChatModel:
-    """The model to score, ready to be asked: a planned ensemble, else by `open_model`. Raises ModelError, TeacherError."""
-    from agents.models import open_model
-    from factory.teacher import open_teacher
+def _check_task(spec: str, card: Card | None, task: Task) -> None:
+    from factory.settings import SettingsError
 
-    if several is not None:
-        return open_teacher(several)
-    at_once = "in_flight" if settings.model.startswith(("http://", "https://")) else "batch"
-    opened: ChatModel = open_model(settings.model, **{at_once: settings.batch})
-    return opened
+    if card is not None and card.task not in (task.name, ANY_TASK):
+        raise SettingsError(f"{spec}: made for the task {card.task!r}, not {task.name!r}; give --task {card.task}")
+    if card is not None and card.task == task.name and card.task_version > task.version:
+        raise CardError(f"{spec}: made for version {card.task_version} of the task {task.name!r}, newer than the "
+                        f"{task.version} of this program; update penknife")  # fmt: skip

@@ -210,7 +210,7 @@ class EvaluateSettings(DataSettings):
     """`python -m factory.evaluate MODEL`: one score, one decoding setting, whatever runs the model."""
 
     model: str
-    """HF directory, adapter directory, .gguf file, ONNX directory, or http://host/v1#name"""
+    """HF directory, adapter directory, .gguf file, ONNX directory, ensemble:dir,dir, or http://host/v1#name"""
     split: str | None = None
     """split to score; default: the dataset's validation split"""
     table: str | None = None

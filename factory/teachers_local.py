@@ -61,31 +61,27 @@ def load_planned(plan: TeacherPlan, own_device: bool = False) -> tuple[Any, Any]
     import torch
 
     from factory.teacher import WAYS_ON, TeacherError
-    from factory.train import has_bf16
+    from factory.train import cpu_has_bf16
 
     at = plan.location
     # A CPU without bfloat16 multiplies it seven times slower than float32 (LOG.md).
-    wide = plan.device == "cpu" and plan.bits == 16 and not has_bf16() and 4.4 * plan.parameters + 1.0 <= plan.have_gb
+    wide = plan.device == "cpu" and plan.bits == 16 and not cpu_has_bf16() and 4.4 * plan.parameters + 1.0 <= plan.have_gb
     try:
         if plan.members:
             from factory.ensemble import Ensemble
 
-            models: list[Any] = []
-            tokenizer: Any = None
-            counting = False
-            for at in plan.members:
+            tokenizer = load_tokenizer(plan.location)
+            models: dict[str, Any] = {}
+            for at in sorted(plan.members, key=lambda at: not is_ngrams(Path(at))):  # what is light and may be damaged first
                 if is_ngrams(Path(at)):
                     from factory.ngram_member import NgramMember
                     from factory.ngram_model import load as load_ngrams
 
-                    # Language models come first (`teacher_ensemble.py`), so that there is a tokenizer.
-                    models.append(NgramMember(load_ngrams(Path(at)), tokenizer))
-                    counting = True
+                    models[at] = NgramMember(load_ngrams(Path(at)), tokenizer)
                 else:
-                    model, own = load(at, bits=plan.bits, device=plan.device, own_device=own_device, wide=wide)
-                    models.append(model)
-                    tokenizer = tokenizer or own
-            return Ensemble(models, len(tokenizer), geometric=counting), tokenizer
+                    models[at], _ = load(at, bits=plan.bits, device=plan.device, own_device=own_device, wide=wide)
+            counting = any(is_ngrams(Path(at)) for at in plan.members)
+            return Ensemble([models[at] for at in plan.members], len(tokenizer), geometric=counting), tokenizer
         revision = plan.revision or None
         return load(plan.location, bits=plan.bits, device=plan.device, revision=revision, own_device=own_device, wide=wide)
     except NotQuantizedError as error:

@@ -188,6 +188,7 @@ REFUSED = {
     "out is a directory": (["--out", "."], "is a directory; give a file name"),
     "json in no directory": (["--json", "nowhere/a.json"], "--json nowhere/a.json: cannot be written there"),
     "no adapter there": (["--lora", "adapter"], "holds no adapter"),
+    "type of no adapter": (["--adapter-type", "F16"], "--adapter-type F16 is for --lora adapter"),
     "auto without the gate": (["--quant", "auto", "--no-gate"], "cannot be combined with --no-gate"),
     "unknown option": (["--quants", "Q8_0"], "did you mean --quant"),
 }

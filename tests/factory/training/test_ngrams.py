@@ -126,10 +126,12 @@ def test_what_was_written_is_read_back_and_damage_is_told(made: Path, tmp_path: 
     assert set(one.completions) == {" billing", " billing address", " support"}
     again = tmp_path / "again"
     shutil.copytree(made, again)
-    (again / "grams.json").write_text("[[]]")
-    with pytest.raises(ValueError, match=r"do not fit its grams; make it again with python -m factory.ngrams"):
+    listed = json.loads((again / "grams.json").read_text())
+    listed[0][0], listed[0][1] = listed[0][1], listed[0][0]
+    (again / "grams.json").write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=r"grams.json is not the one it was made with; make it again with python -m factory"):
         load(again)
-    (again / "grams.json").write_text("[]")
+    (again / "config.json").write_text('{"model_type": "penknife-ngrams"}')
     with pytest.raises(ValueError, match="not a whole n-gram model"):
         load(again)
 
@@ -158,11 +160,25 @@ def test_it_says_nothing_about_prompts_and_of_others_prompts(made: Path, speaker
     member = NgramMember(load(made), tokenizer)
     prompt = ids_of(tokenizer, " refund payment 1")
     logits = member(input_ids=torch.tensor([prompt])).logits[0]
-    assert not logits[:-1].any() and logits[-1].any()
+    assert logits[:-1].isnan().all() and not logits[-1].isnan().any() and member.silent == len(prompt) - 1
     other = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, tokenize=False)
-    assert not member(input_ids=tokenizer(other, add_special_tokens=False, return_tensors="pt").input_ids).logits.any()
+    assert member(input_ids=tokenizer(other, add_special_tokens=False, return_tensors="pt").input_ids).logits.isnan().all()
     strange = [*prompt, prompt[0], prompt[1]]
-    assert not member(input_ids=torch.tensor([strange])).logits[0, -1].any(), "an answer that is none"
+    assert member(input_ids=torch.tensor([strange])).logits[0, -1].isnan().all(), "an answer that is none"
+
+
+def test_where_it_says_nothing_the_language_model_speaks_alone(made: Path, speaker: tuple[Any, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tokenizer, place = speaker
+    language: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+    both = Ensemble([language, NgramMember(load(made), tokenizer)], len(tokenizer), geometric=True)
+    prompt = torch.tensor([ids_of(tokenizer, " refund payment 1")])
+    with torch.inference_mode():
+        alone = language(input_ids=prompt).logits[0].log_softmax(-1)
+        found = both(input_ids=prompt).logits[0]
+    torch.testing.assert_close(found[:-1], alone[:-1])
+    assert (found[-1] - alone[-1]).abs().max() > 1
 
 
 def test_beside_a_language_model_it_decodes_and_grades_as_anew(made: Path, speaker: tuple[Any, Path], tmp_path: Path) -> None:
@@ -178,7 +194,7 @@ def test_beside_a_language_model_it_decodes_and_grades_as_anew(made: Path, speak
         with torch.inference_mode():
             one = language(input_ids=torch.tensor([ids])).logits[0, :, : len(tokenizer)].log_softmax(-1)
             other = NgramMember(sets, tokenizer)(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        return ((one + other) / 2).log_softmax(-1)
+        return torch.where(other.isnan(), one, ((one + other) / 2).log_softmax(-1))
 
     asked = (" refund payment 3", " the app crashed 7 times", " send invoice 2 to my new flat")
     rows, wanted = [], []
@@ -224,6 +240,19 @@ def test_a_spec_takes_it_beside_language_models_only(made: Path, speaker: tuple[
         resolve_teacher(f"ensemble:{place},{made}", DistillSettings(teacher="x", method="logits"))
 
 
+def test_n_grams_of_other_data_are_refused(made: Path, questions: Path, tmp_path: Path) -> None:
+    """Before any language model is loaded: another set, and the same with a label that they never learned."""
+    task: Any = get_task("route")
+    examples, _ = task.load(DataSource(questions=questions))
+    ngrams.check_learned(made, task, examples)
+    with pytest.raises(TeacherError, match=r"never learned the set 'clinc150'; make them from the same data: python -m factory"):
+        ngrams.check_learned(made, task, [*examples, *task.load(DataSource(dataset="clinc150", limit=1))[0]])
+    grown = tmp_path / "desk.jsonl"
+    grown.write_text(questions.read_text() + '{"question": "who works today", "label": "staff"}\n' * 2)
+    with pytest.raises(TeacherError, match="never learned the answer 'staff' of 'desk'"):
+        ngrams.check_learned(made, task, task.load(DataSource(questions=grown))[0])
+
+
 def test_an_ensemble_is_scored_by_its_spec(
     made: Path, speaker: tuple[Any, Path], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,7 +262,7 @@ def test_an_ensemble_is_scored_by_its_spec(
     spec = f"ensemble:{place},{made}"
     assert run_cli(evaluate_main, [spec, "--task", "route", "--questions", str(questions), "--json", str(document)]) == 0
     said = json.loads(document.read_text())
-    assert said["n"] == 240 and said["score"] > 0.8 and said["model"] == spec and said["model_bytes"] is None
+    assert said["n"] == 240 and said["score"] > 0.8 and said["model"] == spec and said["model_bytes"] > 10_000
     assert run_cli(evaluate_main, [f"ensemble:{place},nothing", "--task", "route", "--questions", str(questions)]) == 2
     assert "there is no directory nothing" in capsys.readouterr().err
 
@@ -243,7 +272,7 @@ def test_a_teacher_is_as_wide_as_the_processor_wants(speaker: tuple[Any, Path], 
     _, place = speaker
     plan = resolve_teacher(str(place), DistillSettings(task="route", teacher="x"), Machine(0.0, 16.0, 100.0, place))
     for bf16, have, expected in ((True, 16.0, torch.bfloat16), (False, 16.0, torch.float32), (False, 1.0, torch.bfloat16)):
-        monkeypatch.setattr("factory.train.has_bf16", lambda bf16=bf16: bf16)
+        monkeypatch.setattr("factory.train.cpu_has_bf16", lambda bf16=bf16: bf16)
         model, _ = load_planned(replace(plan, have_gb=have))
         assert model.dtype == expected
 
