@@ -33,5 +33,5 @@ def read_unlabelled(path: Path, examples: Sequence[Example]) -> tuple[list[Examp
         out.append(Example(f"{SPLIT}/{stem}-{n}", question, labels, labels.id, None, SPLIT))
     if not out:
         raise TaskError(f'{path}: has no rows; write one {{"question": …}} a line')
-    card = DatasetCard(name=stem, split=SPLIT, license="yours", source=str(path), sha256=seen.sha256, n=len(out), skipped={})
+    card = DatasetCard(name=stem, split=SPLIT, license="yours", source=path.name, sha256=seen.sha256, n=len(out), skipped={})
     return out, card
