@@ -199,8 +199,9 @@ def test_an_adapter_is_merged_as_peft_merges_it(name: str, tmp_path: Path) -> No
         assert np.abs(found - wanted[weight].numpy()).max() < 1e-6, weight
         changed += not np.array_equal(found, stored.read(weight))
     assert changed >= 2
-    assert np.array_equal(source.read("model.layers.1.mlp.up_proj.weight", 3, 9),
-                          source.read("model.layers.1.mlp.up_proj.weight")[3:9])  # fmt: skip
+    # A processor may round the product of a few rows in another order than that of all.
+    some, every = source.read("model.layers.1.mlp.up_proj.weight", 3, 9), source.read("model.layers.1.mlp.up_proj.weight")
+    np.testing.assert_allclose(some, every[3:9], rtol=0, atol=1e-7)
 
 
 def adapted(base: Path, directory: Path, **settings: Any) -> Any:

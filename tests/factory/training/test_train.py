@@ -198,7 +198,7 @@ def test_minutes_fit_the_schedule(job: TrainJob, log: EventLog) -> None:
 
 
 def test_a_finished_schedule_is_kept_by_a_resumed_run(job: TrainJob, log: EventLog, stop_at: Callable[[int], EventLog]) -> None:
-    job = replace(job, epochs=1000, minutes=0.03, batch=4, save_every=5)
+    job = replace(job, epochs=1000, minutes=0.08, batch=4, save_every=5)
     with pytest.raises(KeyboardInterrupt):
         train(job, stop_at(21))
     fits = json.loads((job.out_dir / "schedule.json").read_text())["fits"]
