@@ -118,13 +118,8 @@ def write_adapter(source: Source, out: Path, name: str | None = None, type_name:
         factor = delta.scale * delta.a.shape[0] / alpha * tensor.scale
         factor = 1.0 if abs(factor - 1.0) < 1e-9 else factor
         folded += factor != 1.0
-        tensors.append((Announced(a, delta.a.shape, kind, size * math.prod(delta.a.shape)), _typed(_whole(delta), a, type_name)))
-        tensors.append(
-            (
-                Announced(b, delta.b.shape, kind, size * math.prod(delta.b.shape)),
-                _typed(_turned(delta, tensor, factor), b, type_name),
-            )
-        )
+        for part, shape, pieces in ((a, delta.a.shape, _whole(delta)), (b, delta.b.shape, _turned(delta, tensor, factor))):
+            tensors.append((Announced(part, shape, kind, size * math.prod(shape)), _typed(pieces, part, type_name)))
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         write_file(temporary, source.plan.architecture, metadata, tensors)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from agents.chat import ModelError
 from factory.cli import RunStopped, run_cli
 from factory.events import Listener
-from factory.ngrams import check_learned, is_ngrams
+from factory.ngrams import check_members
 from factory.outcome import print_outcome
 from factory.processes import Order, Team, team
 from factory.questions import keep_proven, make_questions
@@ -74,9 +74,7 @@ def _lead(settings: DistillSettings, listener: Listener | None, processes: Team)
             with closing(open_teacher(plan)) as teacher:
                 make_questions(stages, settings, teacher, plan, ledger)
         data = stages.load_data()
-        for member in map(Path, plan.members if plan is not None else ()):
-            if is_ngrams(member):
-                check_learned(member, stages.task, [*data.train, *data.validation])
+        check_members(plan.members if plan is not None else (), stages.task, [*data.train, *data.validation])
         base = stages.prepare_student(data)
         if plan is not None and not run_dir.rows.exists():
             with closing(open_teacher(plan, [*data.train, *data.validation])) as teacher:

@@ -92,8 +92,10 @@ def run(settings: ImagineSettings, events: EventLog | None = None) -> Counter[st
             known = {said(e) for e in examples}
             found: set[str] = set()
             fruitless = 0
-            own = [e for e in examples if e.context_id == name]
-            batches = _spliced(own, settings) if card is None else _written(model, tokenizer, opening, settings)
+            if card is None:
+                batches = _spliced([e for e in examples if e.context_id == name], settings)
+            else:
+                batches = _written(model, tokenizer, opening, settings)
             for batch in batches:
                 before = len(found)
                 for text in batch:

@@ -54,9 +54,6 @@ class NgramMember(nn.Module):
         self._length = 0
         self.train(False)
 
-    def get_input_embeddings(self) -> Any:
-        return self.head
-
     def get_output_embeddings(self) -> Any:
         return self.head
 
@@ -112,7 +109,7 @@ class _Head(nn.Module):
 
     def __init__(self, member: NgramMember) -> None:
         super().__init__()
-        self._member = [member]  # in a list, as a module would be registered
+        self._member = [member]  # in a list: set plainly, it would become a submodule that holds its own head
         self.weight = nn.Parameter(torch.empty(member.vocab, 0), requires_grad=False)
 
     def forward(self, places: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +28,7 @@ from factory.confidence import wilson
 from factory.events import EventLog
 from factory.rows import HeldOut, select_rows, vary
 from factory.settings import DataSettings, SettingsError, parse
-from factory.tasks.task import DataSource, Example, OpensPrompts, Task, TaskError
+from factory.tasks.task import DatasetCard, DataSource, Example, HasSummary, OpensPrompts, Task, TaskError
 
 if TYPE_CHECKING:
     from factory.ngram_model import NgramSet
@@ -63,6 +62,12 @@ def is_ngrams(directory: Path) -> bool:
     return isinstance(said, dict) and said.get("model_type") == KIND
 
 
+def check_members(members: Iterable[str], task: Task, examples: Sequence[Example]) -> None:
+    """`check_learned` for those of an ensemble's directories that hold n-grams. Raises TeacherError."""
+    for directory in filter(is_ngrams, map(Path, members)):
+        check_learned(directory, task, examples)
+
+
 def check_learned(directory: Path, task: Task, examples: Sequence[Example]) -> None:
     """That the n-grams of a directory know every prompt and every answer of these examples. Raises TeacherError."""
     from factory.teacher import TeacherError
@@ -82,9 +87,9 @@ def check_learned(directory: Path, task: Task, examples: Sequence[Example]) -> N
 def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, float]:
     """Train, score and write; returns set -> share of the validation questions answered right (those the task counts).
 
-    Raises SettingsError, TaskError before anything costly.
+    Raises SettingsError, TaskError before anything costly; SettingsError too where `out` came to be meanwhile.
     """
-    from factory.ngram_model import fit, save
+    from factory.ngram_model import fit
     from factory.tasks import get_task
 
     task = get_task(settings.task)
@@ -113,7 +118,6 @@ def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, fl
     for row in rows:
         opening = task.opening(examples[row["context_id"]]).content
         asked[row["context_id"]].append((row["prompt"][-1]["content"].removeprefix(opening), row["completion"]))
-    started = time.monotonic()
     sets: dict[str, NgramSet] = {}
     with events.stage("ngrams", total=len(rows), unit="rows") as stage:
         for reason, n in (*lost.items(), *((("no-reference", unlabelled),) if unlabelled else ())):
@@ -129,24 +133,30 @@ def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, fl
     for name, answers in right.items():
         scores[f"{task.name}/{name}"] = _entry(answers, split, task.metric)
         events.emit("metric", stage="ngrams", set=name, score=scores[f"{task.name}/{name}"].score, n=len(answers))
-    stated = sorted({data.license, held.license})
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{settings.out.name}.", suffix=".tmp", dir=settings.out.parent))
-    partial = place / settings.out.name
-    save(list(sets.values()), partial)
-    Card(
-        name=settings.out.name, task=task.name, task_version=task.version, dialect="compact", constraint="lark",
-        prompt_template=f"{task.name}/compact/{task.version}", parser=f"{task.name}/compact", base=BaseEntry(id="ngrams"),
-        license="; ".join(stated), scores=scores, created_by=program(),
-        data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in (data, held)),
-        weights_sha256=sha256_of_weights(partial),
-    ).save(partial)  # fmt: skip
-    if settings.out.exists():
-        raise SettingsError(f"--out {settings.out}: somebody else wrote it meanwhile; this model is in {partial}")
-    partial.rename(settings.out)
-    place.rmdir()
-    events.emit("metric", stage="ngrams", seconds=round(time.monotonic() - started, 1))
+    _write(list(sets.values()), settings.out, task, (data, held), scores)
     return {name: sum(answers) / len(answers) for name, answers in right.items()}
+
+
+def _write(
+    sets: Sequence[NgramSet], out: Path, task: Task, data: Sequence[DatasetCard], scores: Mapping[str, ScoreEntry]
+) -> None:
+    """The directory, whole or not at all. Raises SettingsError where it came to be meanwhile."""
+    from factory.ngram_model import save
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    partial = place / out.name
+    save(sets, partial)
+    Card(
+        name=out.name, task=task.name, task_version=task.version, dialect="compact", constraint="lark",
+        prompt_template=f"{task.name}/compact/{task.version}", parser=f"{task.name}/compact", base=BaseEntry(id="ngrams"),
+        license="; ".join(sorted({card.license for card in data})), scores=dict(scores), created_by=program(),
+        data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in data), weights_sha256=sha256_of_weights(partial),
+    ).save(partial)  # fmt: skip
+    if out.exists():
+        raise SettingsError(f"--out {out}: somebody else wrote it meanwhile; this model is in {partial}")
+    partial.rename(out)
+    place.rmdir()
 
 
 def _completions(task: Task, example: Example) -> tuple[str, ...]:
@@ -157,16 +167,19 @@ def _completions(task: Task, example: Example) -> tuple[str, ...]:
 
 def score(task: Task, sets: Mapping[str, NgramSet], validation: Sequence[Example]) -> dict[str, list[bool]]:
     """Set -> whether each validation question was answered right, of those that the task counts."""
-    counts = getattr(task, "counts", lambda example: True)
     right: dict[str, list[bool]] = defaultdict(list)
     for name, one in sets.items():
-        counted = [example for example in validation if example.context_id == name and counts(example)]
+        counted = [example for example in validation if example.context_id == name and _counts(task, example)]
         for start in range(0, len(counted), ASKED):
             part = counted[start : start + ASKED]
             texts = [task.messages(example, "compact")[-1].content.removeprefix(one.opening) for example in part]
             for example, best in zip(part, one.log_probabilities(texts).argmax(-1).tolist()):
                 right[name].append(task.decode(example, one.completions[best], "compact") == example.reference)
     return right
+
+
+def _counts(task: Task, example: Example) -> bool:
+    return task.counts(example) if isinstance(task, HasSummary) else True
 
 
 def _entry(answers: Sequence[bool], split: str, metric: str) -> ScoreEntry:

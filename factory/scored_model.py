@@ -99,11 +99,9 @@ class Scored:
 
     def check_examples(self, task: Task, examples: Sequence[Example]) -> None:
         """That an ensemble's n-grams know these examples' prompts and answers. Raises TeacherError."""
-        from factory.ngrams import check_learned, is_ngrams
+        from factory.ngrams import check_members
 
-        for member in map(Path, self.several.members if self.several is not None else ()):
-            if is_ngrams(member):
-                check_learned(member, task, examples)
+        check_members(self.several.members if self.several is not None else (), task, examples)
 
     def open(self, batch: int) -> ChatModel:
         """The model, ready to be asked. Raises ModelError, TeacherError."""

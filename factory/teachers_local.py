@@ -72,16 +72,16 @@ def load_planned(plan: TeacherPlan, own_device: bool = False) -> tuple[Any, Any]
 
             tokenizer = load_tokenizer(plan.location)
             models: dict[str, Any] = {}
-            for at in sorted(plan.members, key=lambda at: not is_ngrams(Path(at))):  # what is light and may be damaged first
-                if is_ngrams(Path(at)):
+            counting = {member for member in plan.members if is_ngrams(Path(member))}
+            for at in sorted(plan.members, key=lambda member: member not in counting):  # what is light and may be damaged first
+                if at in counting:
                     from factory.ngram_member import NgramMember
                     from factory.ngram_model import load as load_ngrams
 
                     models[at] = NgramMember(load_ngrams(Path(at)), tokenizer)
                 else:
                     models[at], _ = load(at, bits=plan.bits, device=plan.device, own_device=own_device, wide=wide)
-            counting = any(is_ngrams(Path(at)) for at in plan.members)
-            return Ensemble([models[at] for at in plan.members], len(tokenizer), geometric=counting), tokenizer
+            return Ensemble([models[member] for member in plan.members], len(tokenizer), geometric=bool(counting)), tokenizer
         revision = plan.revision or None
         return load(plan.location, bits=plan.bits, device=plan.device, revision=revision, own_device=own_device, wide=wide)
     except NotQuantizedError as error:

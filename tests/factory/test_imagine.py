@@ -13,19 +13,12 @@ from factory.imagine import ImagineSettings, main, run
 from factory.settings import FinetuneSettings, SettingsError, build
 from factory.tasks import get_task
 from factory.tasks.task import DataSource, TaskError
-
-SAID = {
-    "billing": ("i was charged {} times", "invoice {} is wrong", "refund payment {}", "why is bill {} so high"),
-    "support": ("the app crashed {} times", "error {} when saving", "i cannot open file {}", "screen {} stays black"),
-}
+from tests.factory.desk import SAID, write_questions
 
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("desk") / "desk.jsonl"
-    rows = [{"question": text.format(i), "label": label} for i in range(24) for label, texts in SAID.items() for text in texts]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_questions(tmp_path_factory.mktemp("desk") / "desk.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -31,22 +31,17 @@ from factory.tasks.task import DataSource, TaskError
 from factory.teacher import TeacherError, resolve_teacher
 from factory.teachers_local import load_planned
 from factory.topk import TopkStore, store_topk
+from tests.factory.desk import SAID, write_questions
 from tests.factory.tiny_models import make_model, make_tokenizer
 
-SAID = {
-    "billing": ("i was charged {} times", "invoice {} is wrong", "refund payment {}", "why is bill {} so high"),
-    "billing address": ("change where bill {} goes", "send invoice {} to my new flat"),
-    "support": ("the app crashed {} times", "error {} when saving", "i cannot open file {}", "screen {} stays black"),
-}
+ASKED = {**SAID, "billing address": ("change where bill {} goes", "send invoice {} to my new flat")}
+"""With a label that another begins."""
 OPENING = "<route> desk<q>"
 
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("desk") / "desk.jsonl"
-    rows = [{"question": text.format(i), "label": label} for i in range(24) for label, texts in SAID.items() for text in texts]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_questions(tmp_path_factory.mktemp("desk") / "desk.jsonl", ASKED)
 
 
 @pytest.fixture(scope="module")
