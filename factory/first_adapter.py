@@ -91,7 +91,7 @@ def find_adapter(settings: StudentSettings, student: StudentPlan, run: Path, ear
                            f"{NAME} (there for: {ready})")  # fmt: skip
     if path.resolve().is_relative_to(run.resolve()):
         raise StudentError(f"--adapter-from {spec!r} lies in {run}, where this run would be written; give another --out")
-    found = _of_file(path) if path.is_file() else _of_directory(path)
+    found = read_adapter(path)
     if student.kind == "scratch":
         raise StudentError(f"--adapter-from {spec!r} belongs to a model, and --student {student.spec} begins from random "
                            "weights; give the student it was trained on")  # fmt: skip
@@ -109,6 +109,11 @@ def find_adapter(settings: StudentSettings, student: StudentPlan, run: Path, ear
     if student.kind == "directory":
         _check_base(found, Path(student.model_id))
     return found
+
+
+def read_adapter(path: Path) -> FirstAdapter:
+    """What a peft directory or a GGUF adapter holds. Raises StudentError for one that is damaged or of another kind."""
+    return _of_file(path) if path.is_file() else _of_directory(path)
 
 
 def take_adapter(found: FirstAdapter, base: Path, out_dir: Path) -> Path:

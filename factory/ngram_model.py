@@ -1,6 +1,7 @@
-"""A linear model over n-grams of a question, for each set of answers: counted, weighed, fitted, stored.
+"""A model over n-grams of a question, for each set of answers: counted, weighed, fitted, stored.
 
-Does: TF-IDF of words, pairs of words and the 2 to 5 characters inside them, softmax regression on it, files and back.
+Does: TF-IDF of words, pairs of words and the 2 to 5 characters inside them, softmax regression on it or on one hidden layer
+over it (as fastText has, Joulin et al. 2017, but not linear), files and back.
 Does not: read a task's data (`ngrams.py`) or speak token by token (`ngram_member.py`). Module of torch code; imported lazily.
 """
 
@@ -29,11 +30,19 @@ LEAST = 2
 """Questions that a gram must occur in."""
 RATE = 0.02
 BATCH = 256
+HIDDEN_RATE = 3e-3
+HIDDEN_BATCH = 128
+SPREAD = 0.3
+"""Standard deviation of a hidden layer's first weights."""
+LOST_GRAMS = 0.1
+LOST_UNITS = 0.3
+"""Shares left out at random while a hidden layer is fitted."""
 
 
 @dataclass
 class NgramSet:
-    """The model of one set of answers. `weight` (F, C) and `bias` (C,) float32 for F grams and C answers."""
+    """The model of one set of answers. `weight` (F, C) and `bias` (C,) float32 for F grams and C answers; with a hidden layer of
+    H units `weight` (F, H) and `head` (H, C)."""
 
     opening: str
     """the prompt up to the question"""
@@ -44,11 +53,14 @@ class NgramSet:
     weight: Tensor
     bias: Tensor
     characters: bool
+    head: Tensor | None = None
 
     def log_probabilities(self, questions: Sequence[str]) -> Tensor:
         """(N, C) float32, natural logarithm, for N questions in the compact dialect's spelling."""
         ids, values, offsets = vectors([self.row(text) for text in questions])
         scores = nn.functional.embedding_bag(ids, self.weight, offsets, mode="sum", per_sample_weights=values)
+        if self.head is not None:
+            scores = nn.functional.gelu(scores) @ self.head
         return (scores + self.bias).log_softmax(-1)
 
     def row(self, text: str) -> tuple[list[int], list[float]]:
@@ -91,9 +103,10 @@ def vectors(rows: Sequence[tuple[list[int], list[float]]]) -> tuple[Tensor, Tens
 
 
 def fit(
-    opening: str, asked: Sequence[tuple[str, str]], completions: Sequence[str], characters: bool, epochs: int, seed: int
-) -> NgramSet:
-    """Train on (question, completion) pairs; `completions` may hold more than occur."""
+    opening: str, asked: Sequence[tuple[str, str]], completions: Sequence[str], characters: bool, epochs: int, seed: int,
+    hidden: int = 0,
+) -> NgramSet:  # fmt: skip
+    """Train on (question, completion) pairs; `completions` may hold more than occur. `hidden`: units between, 0 for none."""
     said = Counter(gram for text, _ in asked for gram in set(grams_of(text, characters)))
     vocabulary = {gram: i for i, gram in enumerate(sorted(gram for gram, n in said.items() if n >= LEAST))}
     seen = torch.tensor([said[gram] for gram in vocabulary], dtype=torch.float32)
@@ -101,22 +114,34 @@ def fit(
     rows = [_tf_idf(text, vocabulary, idf, characters) for text, _ in asked]
     place = {completion: i for i, completion in enumerate(completions)}
     answers = torch.tensor([place[completion] for _, completion in asked])
-    weight = nn.Parameter(torch.zeros(len(vocabulary), len(completions)))
-    bias = nn.Parameter(torch.zeros(len(completions)))
-    optimizer = torch.optim.Adam([weight, bias], lr=RATE)
     dice = torch.Generator().manual_seed(seed)
-    steps = epochs * math.ceil(len(rows) / BATCH)
+    weight = nn.Parameter(torch.zeros(len(vocabulary), hidden or len(completions)))
+    bias = nn.Parameter(torch.zeros(len(completions)))
+    head = nn.Parameter(torch.empty(hidden, len(completions))) if hidden else None
+    if head is not None:
+        nn.init.normal_(weight, std=SPREAD, generator=dice)
+        nn.init.normal_(head, std=hidden**-0.5, generator=dice)
+    learned = [weight, bias] if head is None else [weight, bias, head]
+    optimizer = torch.optim.Adam(learned, lr=HIDDEN_RATE if hidden else RATE, fused=True)
+    size = HIDDEN_BATCH if hidden else BATCH
+    steps = epochs * math.ceil(len(rows) / size)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(epochs):
-        for part in torch.split(torch.randperm(len(rows), generator=dice), BATCH):
+        for part in torch.split(torch.randperm(len(rows), generator=dice), size):
             ids, values, offsets = vectors([rows[i] for i in part.tolist()])
-            scores = nn.functional.embedding_bag(ids, weight, offsets, mode="sum", per_sample_weights=values) + bias
+            if head is not None:
+                values = values * (torch.rand(values.shape, generator=dice) >= LOST_GRAMS)
+            scores = nn.functional.embedding_bag(ids, weight, offsets, mode="sum", per_sample_weights=values)
+            if head is not None:
+                kept = (torch.rand(scores.shape, generator=dice) >= LOST_UNITS) / (1 - LOST_UNITS)
+                scores = (nn.functional.gelu(scores) * kept) @ head
             optimizer.zero_grad()
-            loss: Any = nn.functional.cross_entropy(scores, answers[part])
+            loss: Any = nn.functional.cross_entropy(scores + bias, answers[part])
             loss.backward()
             optimizer.step()
             decay.step()
-    return NgramSet(opening, tuple(completions), vocabulary, idf, weight.detach(), bias.detach(), characters)
+    between = None if head is None else head.detach()
+    return NgramSet(opening, tuple(completions), vocabulary, idf, weight.detach(), bias.detach(), characters, between)
 
 
 def save(sets: Sequence[NgramSet], directory: Path) -> None:
@@ -125,7 +150,8 @@ def save(sets: Sequence[NgramSet], directory: Path) -> None:
     tensors = {
         f"{i}.{name}": tensor.contiguous()
         for i, one in enumerate(sets)
-        for name, tensor in (("weight", one.weight), ("bias", one.bias), ("idf", one.idf))
+        for name, tensor in (("weight", one.weight), ("bias", one.bias), ("idf", one.idf), ("head", one.head))
+        if tensor is not None
     }
     save_file(tensors, directory / "model.safetensors")
     _write(directory / "grams.json", [list(one.vocabulary) for one in sets])
@@ -151,12 +177,15 @@ def load(directory: Path) -> list[NgramSet]:
         tensors = load_file(directory / "model.safetensors")
         out = [
             NgramSet(one["opening"], tuple(one["completions"]), {gram: n for n, gram in enumerate(grams[i])}, tensors[f"{i}.idf"],
-                     tensors[f"{i}.weight"], tensors[f"{i}.bias"], bool(said["characters"]))
+                     tensors[f"{i}.weight"], tensors[f"{i}.bias"], bool(said["characters"]), tensors.get(f"{i}.head"))
             for i, one in enumerate(said["sets"])
         ]  # fmt: skip
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"not a whole n-gram model ({error!r}); make it again with python -m factory.ngrams") from None
     for one in out:
-        if one.weight.shape != (len(one.vocabulary), len(one.completions)) or one.idf.shape != one.weight.shape[:1]:
+        grams, answers = len(one.vocabulary), len(one.completions)
+        units = answers if one.head is None else one.head.numel() // answers
+        shapes = [one.weight.shape, one.bias.shape, one.idf.shape, (units, answers) if one.head is None else one.head.shape]
+        if shapes != [(grams, units), (answers,), (grams,), (units, answers)]:
             raise ValueError("its weights do not fit its grams; make it again with python -m factory.ngrams")
     return out

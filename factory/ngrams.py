@@ -1,4 +1,4 @@
-"""A linear model over n-grams of a question: made in a minute, and right where small language models are wrong.
+"""A model over n-grams of a question, linear or with one hidden layer: made in a minute, right where small language models err.
 
 Does: train one on the labelled questions of a task with a closed set of answers (route), score it, write it as a directory that
 `--teacher ensemble:DIR,NGRAMS` takes beside language models.
@@ -47,6 +47,8 @@ class NgramSettings(DataSettings):
     """what is counted: words and pairs of words, or those and the characters inside words"""
     copies: int = Field(1, ge=1, le=64)
     """how often each question is taken; every copy after the first in another form, where the task has them"""
+    hidden: int = Field(0, ge=0, le=4096)
+    """units of a hidden layer between what is counted and the answers; 0: none, a linear model"""
     epochs: int = Field(12, ge=1)
     """passes over the questions"""
     out: Path = Path("runs/ngrams")
@@ -127,7 +129,8 @@ def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, fl
         for name, pairs in asked.items():
             every = dict.fromkeys((*_completions(task, examples[name]), *(said for _, said in pairs)))
             opening = task.opening(examples[name]).content
-            sets[name] = fit(opening, pairs, list(every), "characters" in settings.grams, settings.epochs, settings.seed)
+            sets[name] = fit(opening, pairs, list(every), "characters" in settings.grams, settings.epochs, settings.seed,
+                             settings.hidden)  # fmt: skip
             stage.advance(len(pairs))
     right, scores = score(task, sets, validation), {}
     for name, answers in right.items():

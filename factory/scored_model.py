@@ -126,9 +126,12 @@ def look_up(spec: str, task: Task) -> Scored:
         _check_task(spec, card, task)
         return Scored(spec, path, card, None)
     from factory.settings import DistillSettings
-    from factory.teacher import resolve_teacher
+    from factory.teacher import TeacherError, resolve_teacher
 
-    several = resolve_teacher(spec, DistillSettings(task=task.name, teacher=spec))
+    try:
+        several = resolve_teacher(spec, DistillSettings(task=task.name, teacher=spec))
+    except TeacherError as error:
+        raise TeacherError(str(error).removeprefix("--teacher ")) from None  # here it is the model that is asked
     cards = []
     for member in several.members:
         card = card_beside(Path(member))

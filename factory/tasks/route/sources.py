@@ -64,7 +64,7 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
         if source.dataset is not None:
             raise TaskError(f"--dataset {source.dataset} and --questions {source.questions}: give one of the two")
         examples = read_own(source, seen, skipped)
-        name, license, about = source.questions.name.split(".")[0], "yours", str(source.questions)
+        name, license, about = source.questions.name.split(".")[0], "yours", source.questions.name
     else:
         if source.labels is not None:
             raise TaskError(f"--labels {source.labels}: needs --questions, the rows they label")

@@ -62,7 +62,7 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
                 raise TaskError(
                     f"--questions {source.questions}: has no questions; write one object a line, or leave the option out"
                 )
-        name, license, about = source.db.stem, "yours", str(source.db)
+        name, license, about = source.db.stem, "yours", source.db.name
     else:
         if source.questions is not None:
             raise TaskError("--questions needs --db, the database they ask about")

@@ -66,7 +66,7 @@ def load(source: DataSource) -> tuple[list[Example], DatasetCard]:
                 raise TaskError(
                     f"--questions {source.questions}: has no questions; write one object a line, or leave the option out"
                 )
-        about = " ".join(str(place) for place in (source.functions, source.questions) if place is not None)
+        about = " ".join(Path(place).name for place in (source.functions, source.questions) if place is not None)
         name, license = Path(about.split()[0].replace(":", ".")).stem, "yours"
     else:
         names = check_dataset(source)

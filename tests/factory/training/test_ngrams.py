@@ -22,7 +22,7 @@ from factory.ensemble import Ensemble
 from factory.evaluate import main as evaluate_main
 from factory.machine import Machine
 from factory.ngram_member import NgramMember
-from factory.ngram_model import NgramSet, fit, grams_of, load, vectors
+from factory.ngram_model import NgramSet, fit, grams_of, load, save, vectors
 from factory.ngrams import NgramSettings, is_ngrams, run
 from factory.scratch import MARK
 from factory.settings import DistillSettings, SettingsError, build
@@ -113,6 +113,47 @@ def test_a_fit_is_that_of_plain_gradient_descent() -> None:
     ours_loss = float(-model.log_probabilities([text for text, _ in asked])[range(len(asked)), answers].mean())
     assert ours_loss < 0.3 and loss.item() < 0.3
     assert model.log_probabilities(["a"])[0, 2] < math.log(0.2), "an answer that never was right is unlikely"
+
+
+def test_a_hidden_layer_learns_what_no_sum_over_grams_can_say() -> None:
+    """Which of two words comes first and which of two last, apart: right where exactly one is the second of its pair."""
+    asked = [(f" {a} so {b}", "y" if (a == "red") != (b == "old") else "x") for a in ("red", "tan") for b in ("old", "new")] * 60
+    texts = sorted({text for text, _ in asked})
+    wanted = [dict(asked)[text] for text in texts]
+
+    def right(hidden: int) -> list[bool]:
+        model = fit(OPENING, asked, ["x", "y"], False, 40, 0, hidden)
+        best = model.log_probabilities(texts).argmax(-1).tolist()
+        return [model.completions[i] == answer for i, answer in zip(best, wanted)]
+
+    assert right(16) == [True] * 4
+    assert sum(right(0)) < 4
+
+
+def test_a_hidden_layer_is_computed_as_written_and_fitted_the_same_again(tmp_path: Path) -> None:
+    asked = [("a b", "x"), ("a c", "x"), ("b d", "y"), ("c d", "y"), ("a d d", "y"), ("a b c", "x")] * 3
+    model, again = (fit(OPENING, asked, ["x", "y", "never"], True, 5, 7, 8) for _ in range(2))
+    assert model.head is not None and model.weight.shape == (len(model.vocabulary), 8) and model.head.shape == (8, 3)
+    torch.testing.assert_close(again.weight, model.weight, rtol=0, atol=0)
+    ids, values = model.row("a d c")
+    inner = sum(value * model.weight[i] for i, value in zip(ids, values))
+    gelu = inner * (1 + torch.special.erf(inner / math.sqrt(2))) / 2
+    torch.testing.assert_close(model.log_probabilities(["a d c"])[0], (gelu @ model.head + model.bias).log_softmax(-1))
+    save([model], tmp_path / "made")
+    [read] = load(tmp_path / "made")
+    texts = ["a d c", "d", "b a", ""]
+    torch.testing.assert_close(read.log_probabilities(texts), model.log_probabilities(texts), rtol=0, atol=0)
+    for i, broken in enumerate(
+        (
+            replace(model, head=model.head[:4]),
+            replace(model, head=None),
+            replace(model, bias=model.bias[:2]),
+            replace(model, head=model.head[:, :2]),
+        )
+    ):
+        save([broken], tmp_path / str(i))
+        with pytest.raises(ValueError, match="its weights do not fit its grams"):
+            load(tmp_path / str(i))
 
 
 def test_what_was_written_is_read_back_and_damage_is_told(made: Path, tmp_path: Path) -> None:
@@ -259,7 +300,8 @@ def test_an_ensemble_is_scored_by_its_spec(
     said = json.loads(document.read_text())
     assert said["n"] == 240 and said["score"] > 0.8 and said["model"] == spec and said["model_bytes"] > 10_000
     assert run_cli(evaluate_main, [f"ensemble:{place},nothing", "--task", "route", "--questions", str(questions)]) == 2
-    assert "there is no directory nothing" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: 'ensemble:" in said and "there is no directory nothing" in said and "--teacher" not in said
 
 
 def test_a_teacher_is_as_wide_as_the_processor_wants(speaker: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +319,8 @@ def test_what_cannot_be_learned_or_written_is_refused(questions: Path, made: Pat
         run(build(NgramSettings, {"task": "sql", "out": tmp_path / "a"}, "test"))
     with pytest.raises(SettingsError, match="is there already; give another directory, or remove it"):
         run(build(NgramSettings, {"task": "route", "questions": questions, "out": made}, "test"))
+    with pytest.raises(SettingsError, match="hidden"):
+        ngrams.main(["--task", "route", "--hidden", "-1"])
     with pytest.raises(SettingsError, match="letters"):
         ngrams.main(["--task", "route", "--grams", "letters"])
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ def test_rows_without_splits_are_divided_by_label(tmp_path: Path, n: int) -> Non
     train, card = load(path, "train")
     held, _ = load(path, "validation")
     assert len(train) + len(held) == n
-    assert card.skipped == {"split-validation": len(held)}
+    assert card.skipped == {"split-validation": len(held)} and card.source == "desk.jsonl"
     whole, part = Counter(e.reference for e in [*train, *held]), Counter(e.reference for e in held)
     assert part == {label: max(1, round(count / 10)) for label, count in whole.items()}
     assert {e.id for e in load(path, "train")[0]} == {e.id for e in train}

@@ -118,6 +118,7 @@ def test_a_users_questions_with_his_functions(tmp_path: Path) -> None:
          "calls": [{"name": "add", "arguments": {}}]},
     ]  # fmt: skip
     found, card = TASK.load(own(tmp_path, rows))
+    assert card.source == "functions.json asked.jsonl", "a card leaves the machine, the machine's directories stay"
     assert card.skipped == {"split-xdev": 2} and card.license == "yours"
     assert calls.read(found[0].reference)[0].arguments == {"date": "2020-02-02"}
     assert list(found[1].context.by_name) == ["listMails"] and found[1].reference == "[]"
