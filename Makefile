@@ -27,7 +27,7 @@ install: $(STAMP)
 
 quickstart: $(STAMP)
 	$(PY) -m factory.distill --config factory/quickstart.toml
-	$(PY) -m export.gguf runs/quickstart/model --quant Q8_0
+	$(PY) -m export.gguf runs/quickstart/model --quant Q8_0 --no-mixed
 	@if $(PY) -c "import llama_cpp" 2>/dev/null; then \
 		$(PY) -m export.gguf runs/quickstart/model --lora adapter --base factory/data/embedded/base-q8_0.gguf --max-drop 1 \
 			--out runs/quickstart/model/sql-lora.gguf && \

@@ -35,34 +35,55 @@ def embedded_files() -> list[Path]:
 
 
 def blade(task: str, out: Path) -> Path:
-    """Base and shipped adapter of a task as an ordinary model directory in float32, with the adapter's card; whole or not at all.
+    """Base and shipped adapter of a task as an ordinary model directory in float32, with a card; whole or not at all.
 
-    It answers better than either embedded model, and gives every token's probabilities. Raises SettingsError (no adapter for the
-    task, `out` is there already), StudentError (the files do not belong together), MergeError.
+    Raises SettingsError: no adapter for the task, one that does not belong to the base, `out` is there already.
     """
-    from agents.card import sha256_of_weights
+    from agents.card import Card, sha256_of_weights
     from factory.first_adapter import read_adapter, take_adapter
     from factory.merge import merge_adapter
     from factory.settings import SettingsError
+    from factory.student import StudentError
 
-    ready = [file.name.removesuffix("-lora.gguf") for file in sorted(HOME.glob("*-lora.gguf"))]
     base = embedded_dir("base")
-    if task not in ready or base is None:
-        raise SettingsError(f"no blade for {task!r} ships with this installation; choose from {', '.join(ready) or 'none'}")
+    if task not in blades() or base is None:
+        there = ", ".join(blades()) if base is not None else "none: there is no base"
+        raise SettingsError(f"no blade for {task!r} ships with this installation; choose from {there or 'none'}")
     if out.exists():
         raise SettingsError(f"{out}: is there already; give another directory, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as place:
-        found = read_adapter(HOME / f"{task}-lora.gguf")
-        merged = merge_adapter(base, take_adapter(found, base, Path(place) / "adapter"), Path(place) / "model").out_dir
-        (merged / "model.safetensors").chmod(0o644)
-        if found.card is not None:
-            own = {"file": None, "adapter_sha256": None, "weights_sha256": sha256_of_weights(merged)}
-            found.card.model_copy(update=own).save(merged)
-        if out.exists():
-            raise SettingsError(f"{out}: somebody else wrote it meanwhile; give another directory")
-        merged.rename(out)
+    file = HOME / f"{task}-lora.gguf"
+    try:
+        found = read_adapter(file)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as place:
+            merged = merge_adapter(base, take_adapter(found, base, Path(place) / "adapter"), Path(place) / "model").out_dir
+            (merged / "model.safetensors").chmod(0o644)
+            if found.card is not None:
+                of_base = Card.load(base)
+                known = {(entry.name, entry.split, entry.sha256) for entry in found.card.data}
+                more = tuple(one for one in of_base.data if (one.name, one.split, one.sha256) not in known)
+                found.card.model_copy(
+                    update={
+                        "name": f"{NAME}-{task}",
+                        "license": found.card.license or of_base.license,
+                        "data": (*found.card.data, *more),
+                        "file": None,
+                        "adapter_sha256": None,
+                        "weights_sha256": sha256_of_weights(merged),
+                    }
+                ).save(merged)
+            if out.exists():
+                raise SettingsError(f"{out}: somebody else wrote it meanwhile; give another directory")
+            merged.rename(out)
+    except StudentError as error:
+        why = str(error).removeprefix("--adapter-from ")
+        raise SettingsError(f"the files of {task!r} do not belong together, install this package again ({why})") from None
     return out
+
+
+def blades() -> list[str]:
+    """Tasks that an adapter ships for."""
+    return [file.name.removesuffix("-lora.gguf") for file in sorted(HOME.glob("*-lora.gguf"))]
 
 
 def store(model_dir: Path, kind: str, name: str | None = None, home: Path = HOME) -> Path:
@@ -78,7 +99,7 @@ def store(model_dir: Path, kind: str, name: str | None = None, home: Path = HOME
     from factory.train import load_tokenizer, quiet
 
     if kind not in KINDS:
-        raise SettingsError(f"unknown kind {kind!r}; choose from {', '.join(KINDS)}")
+        raise SettingsError(f"unknown kind {kind!r}; choose from {', '.join(KINDS)}, or give: blade, a task and a directory")
     card = Card.load(model_dir)
     home.mkdir(parents=True, exist_ok=True)
     partial = home / f".{kind}.{os.getpid()}.tmp"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,7 +37,8 @@ SPREAD = 0.3
 """Standard deviation of a hidden layer's first weights."""
 LOST_GRAMS = 0.1
 LOST_UNITS = 0.3
-"""Shares left out at random while a hidden layer is fitted."""
+"""Shares left out at random while a hidden layer is fitted; units make up for it in size, grams do not: whole questions make the
+model a little surer than it was while it was fitted."""
 
 
 @dataclass
@@ -154,6 +156,7 @@ def save(sets: Sequence[NgramSet], directory: Path) -> None:
         if tensor is not None
     }
     save_file(tensors, directory / "model.safetensors")
+    (directory / "model.safetensors").chmod(0o644)
     _write(directory / "grams.json", [list(one.vocabulary) for one in sets])
     hash = hashlib.sha256((directory / "grams.json").read_bytes()).hexdigest()
     described = [{"opening": one.opening, "completions": one.completions} for one in sets]
@@ -180,11 +183,11 @@ def load(directory: Path) -> list[NgramSet]:
                      tensors[f"{i}.weight"], tensors[f"{i}.bias"], bool(said["characters"]), tensors.get(f"{i}.head"))
             for i, one in enumerate(said["sets"])
         ]  # fmt: skip
-    except (KeyError, IndexError, TypeError) as error:
+    except (KeyError, IndexError, TypeError, SafetensorError) as error:
         raise ValueError(f"not a whole n-gram model ({error!r}); make it again with python -m factory.ngrams") from None
     for one in out:
         grams, answers = len(one.vocabulary), len(one.completions)
-        units = answers if one.head is None else one.head.numel() // answers
+        units = answers if one.head is None else one.weight.shape[-1]
         shapes = [one.weight.shape, one.bias.shape, one.idf.shape, (units, answers) if one.head is None else one.head.shape]
         if shapes != [(grams, units), (answers,), (grams,), (units, answers)]:
             raise ValueError("its weights do not fit its grams; make it again with python -m factory.ngrams")

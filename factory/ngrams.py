@@ -14,6 +14,7 @@ often than the mean of two language models.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -115,6 +116,10 @@ def run(settings: NgramSettings, events: EventLog | None = None) -> dict[str, fl
     if settings.copies > 1:
         more, lost = vary(task, train, rows, HeldOut(task, others), "compact", settings.copies, settings.seed)
         rows += more
+    if not rows:
+        left_out = ", ".join(f"{reason} {n}" for reason, n in data.skipped.items())
+        raise TaskError(f"{data.source}: none of {len(train)} questions can be learned from{left_out and f' ({left_out})'}; "
+                        "give rows with a label")  # fmt: skip
     examples = {example.context_id: example for example in reversed(train)}
     asked: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in rows:
@@ -149,17 +154,26 @@ def _write(
     out.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     partial = place / out.name
-    save(sets, partial)
-    Card(
-        name=out.name, task=task.name, task_version=task.version, dialect="compact", constraint="lark",
-        prompt_template=f"{task.name}/compact/{task.version}", parser=f"{task.name}/compact", base=BaseEntry(id="ngrams"),
-        license="; ".join(sorted({card.license for card in data})), scores=dict(scores), created_by=program(),
-        data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in data), weights_sha256=sha256_of_weights(partial),
-    ).save(partial)  # fmt: skip
+    try:
+        save(sets, partial)
+        _card(out.name, partial, task, data, scores).save(partial)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
     if out.exists():
         raise SettingsError(f"--out {out}: somebody else wrote it meanwhile; this model is in {partial}")
     partial.rename(out)
     place.rmdir()
+
+
+def _card(name: str, directory: Path, task: Task, data: Sequence[DatasetCard], scores: Mapping[str, ScoreEntry]) -> Card:
+    return Card(
+        name=name, task=task.name, task_version=task.version, dialect="compact", constraint="lark",
+        prompt_template=f"{task.name}/compact/{task.version}", parser=f"{task.name}/compact", base=BaseEntry(id="ngrams"),
+        license="; ".join(sorted({card.license for card in data})), scores=dict(scores), created_by=program(),
+        data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in data),
+        weights_sha256=sha256_of_weights(directory),
+    )  # fmt: skip
 
 
 def _completions(task: Task, example: Example) -> tuple[str, ...]:
@@ -194,9 +208,7 @@ def _entry(answers: Sequence[bool], split: str, metric: str) -> ScoreEntry:
 def main(argv: Sequence[str] | None = None) -> None:
     from factory.progress import ProgressView
 
-    settings = parse(
-        NgramSettings, argv, "python -m factory.ngrams", "Train a linear model over n-grams, to teach beside others."
-    )
+    settings = parse(NgramSettings, argv, "python -m factory.ngrams", "Train a model over n-grams, to teach beside others.")
     with ProgressView() as view:
         scores = run(settings, EventLog(None, view))
     said = ", ".join(f"{name} {share:.1%}" for name, share in scores.items())

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.card import BaseEntry, CalibrationEntry, Card, DataEntry, ScoreEntry, program, sha256_of_weights
+from factory.embedded import NAME as EMBEDDED
 from factory.evaluate import MAX_TOKENS
 from factory.predictions import Prediction, calibration
 from factory.tasks.task import HasCardData, HasForms
 
 if TYPE_CHECKING:
     from factory.stages import Data, Stages
+    from factory.student import StudentPlan
 
 
 def run_card(stages: Stages, base: Path, data: Data, teacher: str | None, predictions: Sequence[Prediction]) -> Card:
@@ -34,13 +36,14 @@ def run_card(stages: Stages, base: Path, data: Data, teacher: str | None, predic
         prompt_template="/".join((stages.task.name, *form, stages.student.dialect, str(stages.task.version))), constraint="lark",
         parser=f"{stages.task.name}/{stages.student.dialect}", stop=(), max_tokens=MAX_TOKENS,
         base=BaseEntry(
-            id=stages.student.model_id if stages.student.kind == "hub" else stages.student.spec,
+            id=base_name(stages.student),
             revision=stages.student.revision or None,
             sha256=None if stages.student.kind == "scratch" else sha256_of_weights(base),
         ),
         weights_sha256=sha256_of_weights(stages.run.model),
         adapter_sha256=sha256_of_weights(stages.run.adapter) if stages.student.adapter != "none" else None,
-        teacher=teacher, license=stages.student.license if stages.student.kind == "hub" else None,
+        teacher=teacher,
+        license=stages.student.license if stages.student.kind == "hub" or stages.student.license != "not stated" else None,
         data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in [*data.cards, *inherited]),
         scores=scores, created_by=program(),
         calibration=() if calibrated is None else tuple(
@@ -50,3 +53,13 @@ def run_card(stages: Stages, base: Path, data: Data, teacher: str | None, predic
         reliability_error=None if calibrated is None else calibrated.reliability_ece,
         task_data=stages.task.card_data(data.train, predictions) if isinstance(stages.task, HasCardData) else {},
     )  # fmt: skip
+
+
+def base_name(student: StudentPlan) -> str:
+    """A hub name, a name of ours, or the last part of a directory (of a run's model the run's)."""
+    if student.kind == "hub":
+        return student.model_id
+    if student.kind == "scratch" or student.spec == EMBEDDED:
+        return student.spec
+    path = Path(student.spec).expanduser().resolve()
+    return path.parent.name if path.name == "model" else path.name

@@ -16,7 +16,7 @@ from agents.card import ADAPTER_FILE, ANY_TASK, FILE_NAME, Card, CardError, weig
 if TYPE_CHECKING:
     from agents.chat import ChatModel
     from factory.tasks.task import Dialect, Example, Reliability, Task
-    from factory.teacher import TeacherPlan
+    from factory.teacher import TeacherError, TeacherPlan
 
 
 def model_path(spec: str) -> Path | None:
@@ -106,10 +106,13 @@ class Scored:
     def open(self, batch: int) -> ChatModel:
         """The model, ready to be asked. Raises ModelError, TeacherError."""
         from agents.models import open_model
-        from factory.teacher import open_teacher
+        from factory.teacher import TeacherError, open_teacher
 
         if self.several is not None:
-            whole: Any = open_teacher(self.several)
+            try:
+                whole: Any = open_teacher(self.several)
+            except TeacherError as error:
+                raise _as_model(error) from None
             whole.batch = batch
             opened: ChatModel = whole
         else:
@@ -131,7 +134,7 @@ def look_up(spec: str, task: Task) -> Scored:
     try:
         several = resolve_teacher(spec, DistillSettings(task=task.name, teacher=spec))
     except TeacherError as error:
-        raise TeacherError(str(error).removeprefix("--teacher ")) from None  # here it is the model that is asked
+        raise _as_model(error) from None
     cards = []
     for member in several.members:
         card = card_beside(Path(member))
@@ -139,6 +142,13 @@ def look_up(spec: str, task: Task) -> Scored:
         cards += [card] if card is not None else []
     own = next((card for card in cards if card.task == task.name and card.task_data), cards[0] if cards else None)
     return Scored(spec, None, own, several)
+
+
+def _as_model(error: TeacherError) -> TeacherError:
+    """The same of a model that is scored, where there is no --teacher to give."""
+    from factory.teacher import WAYS_ON, TeacherError
+
+    return TeacherError(str(error).removeprefix("--teacher ").removesuffix(f": {WAYS_ON}"))
 
 
 def _check_task(spec: str, card: Card | None, task: Task) -> None:

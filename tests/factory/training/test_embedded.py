@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def test_a_blade_answers_as_its_merged_file(written: Path) -> None:
 
 def test_a_blade_is_a_teacher_of_every_kind(written: Path) -> None:
     card = Card.load(written)
+    assert card.license == "CC-BY-SA-4.0" and card.name == "embedded-route" and "spider" in {entry.name for entry in card.data}
     assert card.task == "route" and card.dialect == "compact" and card.file is None and card.adapter_sha256 is None
     settings = DistillSettings(task="route", teacher="x", method="logits")
     plan = resolve_teacher(str(written), settings)
@@ -67,4 +69,27 @@ def test_what_is_there_stays_and_what_is_not_is_said(written: Path, tmp_path: Pa
         blade("jokes", tmp_path / "out")
     assert run_cli(main, ["blade", "route"]) == 2
     assert "takes: blade, a task and a directory to write" in capsys.readouterr().err
+    assert run_cli(main, ["route", str(tmp_path / "out")]) == 2
+    assert "or give: blade, a task and a directory" in capsys.readouterr().err
     assert not list(tmp_path.iterdir()) and [file.name for file in written.parent.iterdir()] == ["route"]
+
+
+def test_files_that_do_not_belong_together_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(HOME / "base", home / "base")
+    whole = (HOME / "route-lora.gguf").read_bytes()
+    monkeypatch.setattr("factory.embedded.HOME", home)
+    (home / "route-lora.gguf").write_bytes(whole[:-1000])
+    out = tmp_path / "blades" / "route"
+    with pytest.raises(SettingsError, match="the files of 'route' do not belong together, install this package again") as told:
+        blade("route", out)
+    assert "--adapter-from" not in str(told.value) and not out.parent.exists()
+    (home / "route-lora.gguf").write_bytes(whole)
+    shutil.copyfile(HOME / "teacher" / "config.json", home / "base" / "config.json")
+    shutil.copyfile(HOME / "teacher" / "model.safetensors", home / "base" / "model.safetensors")
+    with pytest.raises(SettingsError, match="trained on other weights than"):
+        blade("route", out)
+    assert not list(out.parent.iterdir())
+    shutil.rmtree(home / "base")
+    with pytest.raises(SettingsError, match="choose from none: there is no base"):
+        blade("route", out)

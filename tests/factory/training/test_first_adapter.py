@@ -17,6 +17,7 @@ from factory import finetune
 from factory.embedded import HOME, embedded_dir
 from factory.facts import gather
 from factory.first_adapter import find_adapter, take_adapter
+from factory.run_card import base_name
 from factory.settings import FinetuneSettings, build
 from factory.student import StudentError, resolve_student
 from factory.train import TrainError, open_model_for_training, quiet
@@ -166,6 +167,16 @@ def test_an_adapter_of_another_shape_is_refused_and_never_half_loaded(student_di
         open_model_for_training(student_dir, "lora", 4, 0, tmp_path / "narrow")
 
 
+def test_a_card_names_a_base_without_the_directories_it_lies_in(student_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(student_dir, tmp_path / "first" / "model")
+    for spec, name in (
+        (student_dir, student_dir.name),
+        (tmp_path / "first" / "model", "first"),
+        ("scratch:tiny", "scratch:tiny"),
+    ):
+        assert base_name(resolve_student(str(spec), settings(student=str(spec), adapter=None))) == name
+
+
 @pytest.mark.skipif(not EMBEDDED, reason="this installation has no embedded models")
 def test_a_run_goes_on_from_the_adapter_that_ships(tmp_path: Path) -> None:
     """A learning rate of nothing changes nothing: what comes out is what went in."""
@@ -181,6 +192,7 @@ def test_a_run_goes_on_from_the_adapter_that_ships(tmp_path: Path) -> None:
     finetune.run(asked)
     first, trained = out / "first-adapter", out / "model" / "adapter"
     assert Card.load(first).task == "route"
+    assert Card.load(trained).license == Card.load(HOME / "base").license == "CC-BY-SA-4.0"
     assert {"clinc150+banking77", "desk"} <= {entry.name for entry in Card.load(trained).data}
     assert json.loads((out / "scores.json").read_text())["untrained"]["model"] == str(first)
     assert {entry["name"] for entry in gather(out).data} >= {"clinc150+banking77", "desk"}

@@ -1,4 +1,4 @@
-"""Linear models over n-grams: their counts and their fit by other means, and what they say token by token beside a language
+"""Models over n-grams: their counts and their fit by other means, and what they say token by token beside a language
 model."""
 
 from __future__ import annotations
@@ -168,6 +168,12 @@ def test_what_was_written_is_read_back_and_damage_is_told(made: Path, tmp_path: 
     with pytest.raises(ValueError, match=r"grams.json is not the one it was made with; make it again with python -m factory"):
         load(again)
     (again / "config.json").write_text('{"model_type": "penknife-ngrams"}')
+    shutil.copyfile(made / "grams.json", again / "grams.json")
+    shutil.copyfile(made / "config.json", again / "config.json")
+    (again / "model.safetensors").write_bytes((made / "model.safetensors").read_bytes()[:-50])
+    with pytest.raises(ValueError, match="not a whole n-gram model"):
+        load(again)
+    (again / "config.json").write_text('{"model_type": "penknife-ngrams"}')
     with pytest.raises(ValueError, match="not a whole n-gram model"):
         load(again)
 
@@ -302,6 +308,12 @@ def test_an_ensemble_is_scored_by_its_spec(
     assert run_cli(evaluate_main, [f"ensemble:{place},nothing", "--task", "route", "--questions", str(questions)]) == 2
     said = capsys.readouterr().err
     assert "error: 'ensemble:" in said and "there is no directory nothing" in said and "--teacher" not in said
+    damaged = tmp_path / "damaged"
+    shutil.copytree(made, damaged)
+    (damaged / "grams.json").write_text("[]")
+    assert run_cli(evaluate_main, [f"ensemble:{place},{damaged}", "--task", "route", "--questions", str(questions)]) == 2
+    said = capsys.readouterr().err
+    assert "its grams.json is not the one it was made with" in said and "make it again with" in said and "--teacher" not in said
 
 
 def test_a_teacher_is_as_wide_as_the_processor_wants(speaker: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +335,24 @@ def test_what_cannot_be_learned_or_written_is_refused(questions: Path, made: Pat
         ngrams.main(["--task", "route", "--hidden", "-1"])
     with pytest.raises(SettingsError, match="letters"):
         ngrams.main(["--task", "route", "--grams", "letters"])
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({"question": f"who is number {i}"}) + "\n" for i in range(30)))
+    (tmp_path / "labels.json").write_text(json.dumps(["one", "two"]))
+    settings = build(
+        NgramSettings, {"task": "route", "questions": bare, "labels": tmp_path / "labels.json", "out": tmp_path / "a"}, "t"
+    )
+    with pytest.raises(TaskError, match=r"bare.jsonl: none of \d+ questions can be learned from.*; give rows with a label"):
+        run(settings)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bare.jsonl", "labels.json"]
+
+
+def test_a_model_that_cannot_be_written_leaves_nothing(questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("factory.ngram_model.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(build(NgramSettings, {"task": "route", "questions": questions, "epochs": 1, "out": tmp_path / "a"}, "t"))
     assert not list(tmp_path.iterdir())
 
 
