@@ -78,6 +78,8 @@ WAYS_ON = (
     "serve it elsewhere and give --teacher http://HOST/v1#NAME, run its Q4_K_M GGUF with GPU offload through "
     "--teacher gguf:FILE, or start without it: --teacher recorded"
 )
+BLADES_KNOW_MORE = ("route", "tools")
+"""Tasks of which a shipped adapter learned more than the embedded teacher (docs/embedded.md)."""
 OPEN_LICENSES = frozenset({"apache-2.0", "mit", "bsd-3-clause", "cc0-1.0"})
 
 
@@ -167,6 +169,9 @@ def resolve_teacher(spec: str, settings: DistillSettings, machine: Machine | Non
             raise TeacherError(f"--teacher {spec!r}: this installation has no embedded teacher; give --teacher recorded, or make "
                                "one with python -m factory.pretrain --recipe teacher and give its directory")  # fmt: skip
         plan = _directory(spec, path, machine or look_at_machine(), settings.teacher_bits)
+        if settings.task in BLADES_KNOW_MORE:
+            plan = replace(plan, notes=(*plan.notes, f"the blade that ships answers better: python -m factory.embedded blade "
+                                        f"{settings.task} DIR writes it as a teacher"))  # fmt: skip
     elif spec in TEACHERS:
         plan = _local(spec, spec, TEACHERS[spec], machine or look_at_machine(), settings.teacher_bits)
     elif scheme == "ensemble":

@@ -56,6 +56,9 @@ def test_a_blade_is_a_teacher_of_every_kind(written: Path) -> None:
     settings = DistillSettings(task="route", teacher="x", method="logits")
     plan = resolve_teacher(str(written), settings)
     assert plan.dialect == "compact" and round(plan.parameters * 1e3, 1) == 4.2
+    for task, told in (("route", 1), ("tools", 1), ("sql", 0)):
+        notes = resolve_teacher("embedded", DistillSettings(task=task, teacher="embedded")).notes
+        assert sum(f"factory.embedded blade {task} DIR" in note for note in notes) == told
     together = resolve_teacher(f"ensemble:{written},embedded-base", settings)
     assert together.members[0] == str(written)
 
