@@ -58,6 +58,18 @@ class FirstAdapter:
     shapes: dict[str, tuple[int, int]]
     """weight of the base that it changes -> (rows, columns)"""
 
+    def more(self) -> list[str]:
+        """What a peft directory does beyond adding B A to weights, by the names of its settings and tensors."""
+        if self.path.is_file():
+            return []
+        config = json.loads((self.path / "adapter_config.json").read_text(encoding="utf-8"))
+        keys = ("use_dora", "modules_to_save", "trainable_token_indices", "lora_bias", "fan_in_fan_out")
+        found = [key for key in keys if config.get(key)] + (["bias"] if config.get("bias", "none") != "none" else [])
+        return (
+            found
+            + [name for name in _shapes(self.path / ADAPTER_FILE) if not name.endswith((".lora_A.weight", ".lora_B.weight"))][:1]
+        )
+
     def need_gb(self, student: StudentPlan, rank: int) -> float:
         """Memory to train it on a student that was planned with a fresh adapter of `rank`."""
         more = adapter_gb(student.layers, student.hidden, self.rank) - adapter_gb(student.layers, student.hidden, rank)

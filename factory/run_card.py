@@ -42,7 +42,7 @@ def run_card(stages: Stages, base: Path, data: Data, teacher: str | None, predic
         ),
         weights_sha256=sha256_of_weights(stages.run.model),
         adapter_sha256=sha256_of_weights(stages.run.adapter) if stages.student.adapter != "none" else None,
-        teacher=teacher,
+        teacher=teacher or (None if stages.first is None or stages.first.card is None else stages.first.card.teacher),
         license=stages.student.license if stages.student.kind == "hub" or stages.student.license != "not stated" else None,
         data=tuple(DataEntry(**card.model_dump(exclude={"skipped"})) for card in [*data.cards, *inherited]),
         scores=scores, created_by=program(),

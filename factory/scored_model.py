@@ -148,7 +148,7 @@ def _as_model(error: TeacherError) -> TeacherError:
     """The same of a model that is scored, where there is no --teacher to give."""
     from factory.teacher import WAYS_ON, TeacherError
 
-    return TeacherError(str(error).removeprefix("--teacher ").removesuffix(f": {WAYS_ON}"))
+    return TeacherError(str(error).removeprefix("--teacher ").replace(f": {WAYS_ON}", "; give fewer or smaller members"))
 
 
 def _check_task(spec: str, card: Card | None, task: Task) -> None:

@@ -11,6 +11,7 @@ Models trained on from one point lie in one basin, and their mean is often bette
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents.card import sha256_of_weights
-from factory.embedded import HOME, NAME, embedded_dir
+from agents.card import ADAPTER_FILE, sha256_of_weights
+from factory.embedded import HOME, NAME, blades, embedded_dir
 from factory.first_adapter import FirstAdapter, read_adapter, take_adapter
+from factory.merge import name_base
 from factory.settings import SettingsError, parse
 from factory.student import StudentError
 
@@ -59,15 +61,15 @@ def run(settings: SoupSettings) -> float:
     if settings.out.exists():
         raise SettingsError(f"--out {settings.out}: is there already; give another directory, or remove it")
     found = [_read(spec, settings.task) for spec in settings.adapters]
-    if kinds := [one for one in found if one.kind != "lora"]:
-        raise SettingsError(f"{kinds[0].path}: is {kinds[0].kind}; only plain LoRA adapters have a mean")
+    _check(found)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{settings.out.name}.", suffix=".tmp", dir=settings.out.parent) as name:
         place = Path(name)
         try:
             parts = [take_adapter(one, base, place / f"part{i}") for i, one in enumerate(found)]
         except StudentError as error:
-            raise SettingsError(str(error).removeprefix("--adapter-from ")) from None
+            why = str(error).removeprefix("--adapter-from ").removesuffix("; give the student it was trained on")
+            raise SettingsError(f"{why}; give --base the model that all were trained on") from None
         kept = _mean(base, parts, shares, settings.rank or max(one.rank for one in found), place / "mean")
         _card(found, settings.out.name, place / "mean")
         if settings.out.exists():
@@ -84,62 +86,92 @@ def _shares(settings: SoupSettings) -> list[float]:
         shares = [float(part) for part in settings.weights.split(",")]
     except ValueError:
         shares = []
-    if len(shares) != count or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != count or not all(0 <= share <= 1 for share in shares) or not abs(sum(shares) - 1) <= 1e-6:
         raise SettingsError(f"--weights {settings.weights}: give {count} shares from 0 to 1 that add up to 1, such as 0.7,0.3")
     return shares
 
 
 def _read(spec: str, task: str) -> FirstAdapter:
+    if spec == NAME and task not in blades():
+        raise SettingsError(
+            f"{spec}: no adapter for --task {task} ships with this installation; choose from {', '.join(blades())}"
+        )
     path = HOME / f"{task}-lora.gguf" if spec == NAME else Path(spec).expanduser()
     if not path.exists():
-        raise SettingsError(f"{spec}: {path} does not exist; give an adapter directory, a GGUF adapter, or {NAME}")
+        raise SettingsError(f"{spec}: does not exist; give an adapter directory, a GGUF adapter, or {NAME}")
     try:
         return read_adapter(path)
     except StudentError as error:
         raise SettingsError(str(error).removeprefix("--adapter-from ")) from None
 
 
+def _check(found: Sequence[FirstAdapter]) -> None:
+    """That each only adds B A to weights, and that their cards, where they have one, say the same task and form."""
+    for one in found:
+        if one.kind != "lora":
+            raise SettingsError(f"{one.path}: is {one.kind}; only plain LoRA adapters have a mean")
+        more = one.more()
+        if more:
+            raise SettingsError(
+                f"{one.path}: does more than add A and B ({', '.join(more)}); only plain LoRA adapters have a mean"
+            )
+    said = {(one.card.task, one.card.prompt_template): one.path for one in found if one.card is not None}
+    if len(said) > 1:
+        raise SettingsError("adapters of different tasks or forms have no mean: "
+                            + ", ".join(f"{path} is of {form}" for (_, form), path in said.items()))  # fmt: skip
+
+
 def _mean(base: Path, parts: Sequence[Path], shares: Sequence[float], rank: int, out: Path) -> float:
-    """peft's weighted sum by singular values, stored; returns the share kept."""
+    """Store the mean as a peft directory; returns the share kept."""
     import torch
     from peft import PeftModel
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    from factory.merge import name_base
     from factory.train import quiet
 
+    total: dict[str, torch.Tensor] = {}
     with quiet(), torch.inference_mode():
-        model: Any = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False), str(parts[0]), "part0"
-        )
-        for i, part in enumerate(parts[1:], 1):
-            model.load_adapter(str(part), f"part{i}")
-        names = [f"part{i}" for i in range(len(parts))]
-        model.add_weighted_adapter(names, list(shares), "mean", combination_type="svd", svd_rank=rank)
-        whole = lost = 0.0
-        for module in model.modules():
-            if hasattr(module, "lora_A") and "mean" in module.lora_A:
-                said = [share * module.get_delta_weight(name) for name, share in zip(names, shares, strict=True)
-                        if name in module.lora_A]  # fmt: skip
-                wanted = torch.stack(said).sum(0)
-                whole += float(wanted.square().sum())
-                lost += float((wanted - module.get_delta_weight("mean")).square().sum())
-        model.save_pretrained(str(out.parent), selected_adapters=["mean"])
+        for part, share in zip(parts, shares, strict=True):
+            whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=False)
+            model: Any = PeftModel.from_pretrained(whole, str(part)).base_model.model
+            for name, module in model.named_modules():
+                if hasattr(module, "get_delta_weight"):
+                    total[name] = total.get(name, 0) + share * module.get_delta_weight("default")
+        tensors: dict[str, torch.Tensor] = {}
+        size = lost = 0.0
+        for name, wanted in total.items():
+            u, s, v = torch.linalg.svd(wanted, full_matrices=False)
+            b, a = torch.zeros(wanted.shape[0], rank), torch.zeros(rank, wanted.shape[1])
+            kept = min(rank, len(s))
+            b[:, :kept], a[:kept] = u[:, :kept] * s[:kept].sqrt(), s[:kept].sqrt()[:, None] * v[:kept]
+            tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+            size, lost = size + float(s.square().sum()), lost + float(s[kept:].square().sum())
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none", "use_dora": False,
+        "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "target_modules": sorted(total),
+        "rank_pattern": {}, "alpha_pattern": {},
+    }  # fmt: skip
+    out.mkdir()
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    save_file(tensors, out / ADAPTER_FILE)
+    (out / ADAPTER_FILE).chmod(0o644)
     name_base(out, str(base.resolve()))
-    (out / "README.md").unlink(missing_ok=True)  # peft's own, which knows nothing of it
-    return 1 - lost / whole if whole else 1.0
+    return 1 - lost / size if size else 1.0
 
 
 def _card(found: Sequence[FirstAdapter], name: str, out: Path) -> None:
-    """The first one's card with the data of all, without what was measured of that one."""
-    first = found[0].card
-    if first is None:
+    """A card with the data, teachers and licences of all, without what was measured of one."""
+    cards = [one.card for one in found if one.card is not None]
+    if not cards:
         return
-    data = {(entry.name, entry.split, entry.sha256): entry for one in found if one.card is not None for entry in one.card.data}
-    first.model_copy(
+    data = {(entry.name, entry.split, entry.sha256): entry for card in cards for entry in card.data}
+    teachers, licenses = (dict.fromkeys(filter(None, said)) for said in zip(*((card.teacher, card.license) for card in cards)))
+    cards[0].model_copy(
         update={
             "name": name, "data": tuple(data.values()), "scores": {}, "calibration": (), "calibration_error": None,
             "reliability": (), "reliability_error": None, "file": None, "weights_sha256": None,
+            "teacher": "; ".join(teachers) or None, "license": "; ".join(licenses) or None,
             "adapter_sha256": sha256_of_weights(out),
         }
     ).save(out)  # fmt: skip
@@ -148,8 +180,10 @@ def _card(found: Sequence[FirstAdapter], name: str, out: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     settings = parse(SoupSettings, argv, "python -m factory.soup", "Average adapters of one base.")
     kept = run(settings)
-    sys.stdout.write(f"{settings.out}: rank keeps {kept:.2%} of the mean; score it: python -m factory.finetune --adapter-from "
-                     f"{settings.out} …\n")  # fmt: skip
+    sys.stdout.write(
+        f"{settings.out}: the rank keeps {kept:.2%} of the mean\n"
+        f"next:  python -m factory.evaluate {settings.out} --task {settings.task}\n"
+    )
 
 
 if __name__ == "__main__":
