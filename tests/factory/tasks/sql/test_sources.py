@@ -58,7 +58,7 @@ def test_bad_arguments_are_one_sentence(source: DataSource, words: str) -> None:
 
 def test_a_database_alone_gives_no_examples_yet(db: Path) -> None:
     examples, card = load(DataSource(db=db))
-    assert examples == [] and card.n == 0 and (card.name, card.source) == ("shop", "shop.db")
+    assert examples == [] and card.n == 0 and (card.name, card.source) == ("shop", "shop.sqlite")
     assert sources.open_database(DataSource(db=db)).execute("SELECT name FROM c").rows == (("Ann",), ("Bob",))
     with pytest.raises(TaskError, match="no database given"):
         sources.open_database(DataSource())
