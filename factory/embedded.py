@@ -51,9 +51,8 @@ def blade(task: str, out: Path) -> Path:
         raise SettingsError(f"no blade for {task!r} ships with this installation; choose from {there or 'none'}")
     if out.exists():
         raise SettingsError(f"{out}: is there already; give another directory, or remove it")
-    file = HOME / f"{task}-lora.gguf"
     try:
-        found = read_adapter(file)
+        found = read_adapter(adapter_file(task))
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as place:
             merged = merge_adapter(base, take_adapter(found, base, Path(place) / "adapter"), Path(place) / "model").out_dir
@@ -79,6 +78,11 @@ def blade(task: str, out: Path) -> Path:
         why = str(error).removeprefix("--adapter-from ")
         raise SettingsError(f"the files of {task!r} do not belong together, install this package again ({why})") from None
     return out
+
+
+def adapter_file(task: str) -> Path:
+    """The adapter that ships for a task, or would."""
+    return HOME / f"{task}-lora.gguf"
 
 
 def blades() -> list[str]:

@@ -12,13 +12,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.card import ADAPTER_FILE, Card, CardError, sha256_of_weights
-from factory.embedded import HOME, NAME
+from factory.embedded import NAME, adapter_file, blades
 from factory.merge import name_base
 from factory.settings import Adapter, StudentSettings
 from factory.student import StudentError, StudentPlan, adapter_gb
@@ -96,11 +96,10 @@ def find_adapter(settings: StudentSettings, student: StudentPlan, run: Path, ear
         return None
     if earlier is not None and earlier.first_adapter.is_dir():
         return _of_directory(earlier.first_adapter)
-    path = HOME / f"{settings.task}-lora.gguf" if spec == NAME else Path(spec)
+    path = adapter_file(settings.task) if spec == NAME else Path(spec)
     if not path.exists():
-        ready = ", ".join(file.name.removesuffix("-lora.gguf") for file in sorted(HOME.glob("*-lora.gguf"))) or "none"
         raise StudentError(f"--adapter-from {spec!r}: {path} does not exist; give an adapter directory, a GGUF adapter, or "
-                           f"{NAME} (there for: {ready})")  # fmt: skip
+                           f"{NAME} (there for: {', '.join(blades()) or 'none'})")  # fmt: skip
     if path.resolve().is_relative_to(run.resolve()):
         raise StudentError(f"--adapter-from {spec!r} lies in {run}, where this run would be written; give another --out")
     found = read_adapter(path)
@@ -235,7 +234,6 @@ def _place(name: str) -> tuple[str, str] | None:
 def _write_peft(path: Path, base: Path, out: Path) -> None:
     """adapter_config.json and safetensors of a GGUF adapter (both scale by alpha / rank, the module's own)."""
     import numpy as np
-    from safetensors.numpy import save_file
 
     from agents.models.gguf_file import read_gguf
 
@@ -259,13 +257,25 @@ def _write_peft(path: Path, base: Path, out: Path) -> None:
                 half = rows.shape[0] // turned // 2
                 rows = rows.reshape(turned, half, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
         tensors[f"{_PREFIX}{module}.lora_{part}.weight"] = np.array(rows, np.float32)
+    store_lora(out, tensors, {name.rsplit(".", 1)[1] for name in ranks}, ranks, float(file.metadata["adapter.lora.alpha"]))
+
+
+def store_lora(out: Path, tensors: dict[str, Any], targets: Collection[str], ranks: Mapping[str, int], alpha: float) -> None:
+    """adapter_config.json and safetensors of a plain LoRA adapter into a directory that is there.
+
+    `tensors`: numpy arrays by peft's names, lora_A (rank, columns) and lora_B (rows, rank) float32; `targets`: modules by peft's
+    rule, whole names or their last parts; `ranks`: module -> rank; B A is scaled by `alpha` / rank. (peft's own writer puts
+    modules in another order each time.)
+    """
+    from safetensors.numpy import save_file
+
     rank = max(ranks.values())
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none", "use_dora": False,
-        "r": rank, "lora_alpha": float(file.metadata["adapter.lora.alpha"]), "lora_dropout": 0.0,
-        "target_modules": sorted({name.rsplit(".", 1)[1] for name in ranks}),
+        "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": sorted(targets),
         "rank_pattern": {name: one for name, one in ranks.items() if one != rank},
         "alpha_pattern": {},
     }  # fmt: skip
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     save_file(tensors, out / ADAPTER_FILE)
+    (out / ADAPTER_FILE).chmod(0o644)

@@ -97,6 +97,12 @@ def model_dir(path: Path) -> tuple[Weights, str]:
     return weights, file_stamp([path / "config.json", *files])
 
 
+def called(path: Path) -> str:
+    """What a model directory is called, without where it lies: its last part, of a run's model (RUN/model) the run's."""
+    path = path.expanduser().resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
 def safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
     """Tensor name -> {"dtype", "shape", "data_offsets"}, without reading the tensors; ValueError when it is no such file."""
     with path.open("rb") as file:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from agents.card import BaseEntry, CalibrationEntry, Card, DataEntry, ScoreEntry, program, sha256_of_weights
 from factory.embedded import NAME as EMBEDDED
 from factory.evaluate import MAX_TOKENS
+from factory.machine import called
 from factory.predictions import Prediction, calibration
 from factory.tasks.task import HasCardData, HasForms
 
@@ -56,10 +57,9 @@ def run_card(stages: Stages, base: Path, data: Data, teacher: str | None, predic
 
 
 def base_name(student: StudentPlan) -> str:
-    """A hub name, a name of ours, or the last part of a directory (of a run's model the run's)."""
+    """A hub name, a name of ours, or what a directory is called."""
     if student.kind == "hub":
         return student.model_id
     if student.kind == "scratch" or student.spec == EMBEDDED:
         return student.spec
-    path = Path(student.spec).expanduser().resolve()
-    return path.parent.name if path.name == "model" else path.name
+    return called(Path(student.spec))

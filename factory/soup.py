@@ -11,7 +11,6 @@ Models trained on from one point lie in one basin, and their mean is often bette
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agents.card import ADAPTER_FILE, sha256_of_weights
-from factory.embedded import HOME, NAME, blades, embedded_dir
-from factory.first_adapter import FirstAdapter, read_adapter, take_adapter
+from agents.card import FILE_NAME, Card, sha256_of_weights
+from factory.embedded import NAME, adapter_file, blades, embedded_dir
+from factory.first_adapter import FirstAdapter, read_adapter, store_lora, take_adapter
 from factory.merge import name_base
 from factory.settings import SettingsError, parse
 from factory.student import StudentError
@@ -50,7 +49,7 @@ class SoupSettings(BaseModel):
 def run(settings: SoupSettings) -> float:
     """Write the mean; returns the share of it that the rank keeps, 0-1, by squared size over all weights.
 
-    Raises SettingsError and StudentError before anything costly.
+    Raises SettingsError before anything costly; SettingsError too where `out` came to be meanwhile.
     """
     if len(settings.adapters) < 2:
         raise SettingsError(f"{len(settings.adapters)} adapters given; give two or more, directories or GGUF files, or {NAME}")
@@ -96,7 +95,7 @@ def _read(spec: str, task: str) -> FirstAdapter:
         raise SettingsError(
             f"{spec}: no adapter for --task {task} ships with this installation; choose from {', '.join(blades())}"
         )
-    path = HOME / f"{task}-lora.gguf" if spec == NAME else Path(spec).expanduser()
+    path = adapter_file(task) if spec == NAME else Path(spec).expanduser()
     if not path.exists():
         raise SettingsError(f"{spec}: does not exist; give an adapter directory, a GGUF adapter, or {NAME}")
     try:
@@ -125,7 +124,6 @@ def _mean(base: Path, parts: Sequence[Path], shares: Sequence[float], rank: int,
     """Store the mean as a peft directory; returns the share kept."""
     import torch
     from peft import PeftModel
-    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
     from factory.train import quiet
@@ -138,24 +136,17 @@ def _mean(base: Path, parts: Sequence[Path], shares: Sequence[float], rank: int,
             for name, module in model.named_modules():
                 if hasattr(module, "get_delta_weight"):
                     total[name] = total.get(name, 0) + share * module.get_delta_weight("default")
-        tensors: dict[str, torch.Tensor] = {}
+        tensors: dict[str, Any] = {}
         size = lost = 0.0
         for name, wanted in total.items():
             u, s, v = torch.linalg.svd(wanted, full_matrices=False)
             b, a = torch.zeros(wanted.shape[0], rank), torch.zeros(rank, wanted.shape[1])
             kept = min(rank, len(s))
             b[:, :kept], a[:kept] = u[:, :kept] * s[:kept].sqrt(), s[:kept].sqrt()[:, None] * v[:kept]
-            tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+            tensors |= {f"base_model.model.{name}.lora_A.weight": a.numpy(), f"base_model.model.{name}.lora_B.weight": b.numpy()}
             size, lost = size + float(s.square().sum()), lost + float(s[kept:].square().sum())
-    config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True, "bias": "none", "use_dora": False,
-        "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "target_modules": sorted(total),
-        "rank_pattern": {}, "alpha_pattern": {},
-    }  # fmt: skip
     out.mkdir()
-    (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    save_file(tensors, out / ADAPTER_FILE)
-    (out / ADAPTER_FILE).chmod(0o644)
+    store_lora(out, tensors, total, dict.fromkeys(total, rank), rank)
     name_base(out, str(base.resolve()))
     return 1 - lost / size if size else 1.0
 
@@ -180,9 +171,9 @@ def _card(found: Sequence[FirstAdapter], name: str, out: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     settings = parse(SoupSettings, argv, "python -m factory.soup", "Average adapters of one base.")
     kept = run(settings)
+    task = Card.load(settings.out).task if (settings.out / FILE_NAME).is_file() else settings.task
     sys.stdout.write(
-        f"{settings.out}: the rank keeps {kept:.2%} of the mean\n"
-        f"next:  python -m factory.evaluate {settings.out} --task {settings.task}\n"
+        f"{settings.out}: the rank keeps {kept:.2%} of the mean\nnext:  python -m factory.evaluate {settings.out} --task {task}\n"
     )
 
 

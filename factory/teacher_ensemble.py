@@ -14,7 +14,7 @@ from pathlib import Path
 from agents.card import Card
 from factory.embedded import NAME as EMBEDDED
 from factory.embedded import embedded_dir
-from factory.machine import Machine
+from factory.machine import Machine, called
 from factory.ngrams import is_ngrams
 from factory.settings import DistillSettings
 from factory.teacher import Teacher, TeacherError, TeacherPlan, dialect_of, directory_teacher, fit, license_note
@@ -60,9 +60,7 @@ def resolve_ensemble(spec: str, rest: str, settings: DistillSettings, machine: M
         min((m.context for m in members if m.context), default=0),
     )  # fmt: skip
     revision = hashlib.sha256("+".join(hash for _, hash in found).encode()).hexdigest()[:16]
-    # A run's model lies in RUN/model.
-    called = [path.resolve().parent.name if path.resolve().name == "model" else path.resolve().name for path in paths]
-    plan = TeacherPlan(spec, "local", "+".join(called), revision, str(paths[0]))
+    plan = TeacherPlan(spec, "local", "+".join(map(called, paths)), revision, str(paths[0]))
     plan = fit(plan, whole, machine, settings.teacher_bits)
     notes = dict.fromkeys(note for member in members for note in license_note(member.license))
     return replace(plan, tokenizer=None, dialect=dialects[0], members=tuple(map(str, paths)), notes=(*plan.notes, *notes))

@@ -124,7 +124,13 @@ def test_the_command_says_what_was_kept_and_what_is_next(
     parts = [str(adapt(student_dir, tmp_path / name, seed, 2)) for seed, name in enumerate(("one", "two"))]
     main([*parts, "--base", str(student_dir), "--rank", "4", "--out", str(tmp_path / "mean")])
     said = capsys.readouterr().out
-    assert "the rank keeps 100.00% of the mean" in said and f"python -m factory.evaluate {tmp_path / 'mean'}" in said
+    assert "the rank keeps 100.00% of the mean" in said and f"python -m factory.evaluate {tmp_path / 'mean'} --task sql" in said
+    Card(
+        name="one", task="route", task_version=1, dialect="compact", constraint="lark", prompt_template="route/compact/1",
+        parser="route/compact", base=BaseEntry(id="desk"), created_by="test", adapter_sha256=sha256_of_weights(Path(parts[0])),
+    ).save(Path(parts[0]))  # fmt: skip
+    main([*parts, "--base", str(student_dir), "--out", str(tmp_path / "carded")])
+    assert f"python -m factory.evaluate {tmp_path / 'carded'} --task route" in capsys.readouterr().out
 
 
 def test_what_has_no_mean_is_refused_and_nothing_written(student_dir: Path, tmp_path: Path) -> None:
